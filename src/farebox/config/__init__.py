@@ -1,0 +1,34 @@
+"""The config file: YAML text in, one frozen `Config` out, or all its faults at once with their places.
+
+The way of a config: `nodes` (YAML, with places) -> `reader` along the schema (`settings`, `providers`,
+`schema`; each value through its `kinds` and `interpolate`) -> `checks` across settings -> `load`
+builds it. `example` renders the schema's own documentation. Files, environment and reloading are
+left to the callers.
+"""
+
+from farebox.config.checks import with_address
+from farebox.config.faults import ConfigError, Fault
+from farebox.config.load import load
+from farebox.config.providers import Match, Provider, RouteRule
+from farebox.config.schema import Config
+from farebox.config.secret import Secret
+from farebox.config.settings import Auth, Database, Ledger, Limits, Log, Metering, Server
+
+__all__ = [
+    "Auth",
+    "Config",
+    "ConfigError",
+    "Database",
+    "Fault",
+    "Ledger",
+    "Limits",
+    "Log",
+    "Match",
+    "Metering",
+    "Provider",
+    "RouteRule",
+    "Secret",
+    "Server",
+    "load",
+    "with_address",
+]

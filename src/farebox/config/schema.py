@@ -1,0 +1,92 @@
+"""The whole config as one value: its sections are in `settings` and `providers`.
+
+A setting is added to its dataclass and nowhere else. Instances are frozen and hold only resolved
+values: no `${...}`, nothing unset. Fields without `setting` metadata are not settable; they are
+worked out while loading.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from urllib.parse import unquote, urlsplit
+
+from farebox.config.kinds import Named, Rows, Section, setting
+from farebox.config.providers import Match, Provider, RouteRule, nothing
+from farebox.config.settings import Auth, Database, Ledger, Limits, Log, Metering, Server
+from farebox.config.web import ProviderName
+
+_CREDENTIAL = re.compile(r"auth|key|token|secret|cookie", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One immutable snapshot of all settings.
+
+    `providers` holds the enabled ones, `disabled` the others with the reason, `routes` the rules in
+    force (default ones when none are given), `warnings` sentences for the log.
+    """
+
+    server: Server = field(default=Server(), metadata=setting(Section(Server), "Where clients connect."))
+    database: Database = field(
+        default=Database(), metadata=setting(Section(Database), "Where keys and usage rows are kept.")
+    )
+    auth: Auth = field(default=Auth(), metadata=setting(Section(Auth), "Who may call."))
+    providers: Mapping[str, Provider] = field(
+        default_factory=lambda: MappingProxyType({}),
+        metadata=setting(
+            Named(ProviderName(), Provider),
+            "Where calls go, by a name of your choice; /p/NAME/... reaches one directly. With none enabled, the "
+            "built-in demo provider answers.",
+        ),
+    )
+    routes: tuple[RouteRule, ...] = field(
+        default=(),
+        metadata=setting(
+            Rows(RouteRule),
+            "Which provider gets a call: the first rule that matches. Left out altogether, claude-* goes to the first "
+            "enabled provider whose dialect is Anthropic's, and everything else to the first other one.",
+        ),
+    )
+    metering: Metering = field(
+        default=Metering(),
+        metadata=setting(Section(Metering), "What happens when a count cannot be had the plain way."),
+    )
+    ledger: Ledger = field(
+        default=Ledger(),
+        metadata=setting(Section(Ledger), "The journal on disk that holds usage until the database has it."),
+    )
+    limits: Limits = field(default=Limits(), metadata=setting(Section(Limits), "Bounds on memory and on waiting."))
+    log: Log = field(default=Log(), metadata=setting(Section(Log), "What is logged; never prompts, never secrets."))
+    disabled: Mapping[str, str] = field(default_factory=nothing)
+    warnings: tuple[str, ...] = ()
+
+    def with_provider(self, name: str, provider: Provider) -> Config:
+        """A copy with one more provider, which also gets everything that no rule is for."""
+        added = replace(provider, name=name)
+        catch_all = RouteRule(match=Match(), to=(name,))
+        return replace(
+            self,
+            providers=MappingProxyType({**self.providers, name: added}),
+            routes=(*self.routes, catch_all),
+        )
+
+    def secrets(self) -> Iterator[str]:
+        """Every credential in here, for masking them in logs."""
+        if self.server.admin_token:
+            yield self.server.admin_token
+        if not self.database.embedded:
+            yield self.database.url
+            password = urlsplit(self.database.url).password
+            if password:
+                yield password
+                yield unquote(password)
+        for provider in self.providers.values():
+            if provider.api_key:
+                yield provider.api_key.reveal()
+            # `x-team: research` is no secret, and masking the word would spoil the log.
+            yield from (
+                value for name, value in provider.headers.items() if len(value) >= 16 or _CREDENTIAL.search(name)
+            )
