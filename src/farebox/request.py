@@ -1,0 +1,313 @@
+"""What a request says about itself: the few members of its body and headers that farebox acts on.
+
+One pass over the body reads what is needed and skips the rest unbuilt, so a long prompt costs a
+skim and no memory. Whatever is odd is tolerated: the provider judges a request, farebox reads it.
+Everything read here is the client's claim: rows are attributed by it, nothing is allowed because
+of it. Where a member appears twice the last one counts, as in Python, JavaScript, Go and most other
+JSON parsers; `duplicate_members` finds the bodies on which parsers could disagree.
+
+`jsontext` knows where members stand; `splice` edits bodies; `prompt` reads the text to be counted;
+`routing` chooses by the facts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from urllib.parse import unquote
+
+import msgspec
+
+from farebox.jsontext import decode_members, top_members
+from farebox.records import Operation
+
+IDENTIFIER_CHARS_MAX = 256
+"""Longest identifier kept. A longer one is cut and ends in `~` and 16 hex digits of its SHA-256, so that
+different identifiers stay different."""
+
+MEMBER_BYTES_MAX = 64 * 1024
+"""Longest JSON text of a member read as an identifier, number or metadata; a longer one is ignored."""
+
+TAGS_MAX = 16
+TAG_NAME_CHARS_MAX = 64
+TAG_VALUE_CHARS_MAX = 256
+"""Tags past the count, and tags with a longer name or value, are dropped."""
+
+WATCHED_MEMBERS = frozenset(
+    ("model", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "stream_options")
+)
+"""Members whose repetition could make a provider do something other than what farebox read."""
+
+Headers = Mapping[str, str] | Iterable[tuple[str, str]]
+
+
+class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A body, as far as farebox acts on it. All defaults: it was not a readable JSON object."""
+
+    is_object: bool = False
+    model: str | None = None
+    stream: bool = False
+    """`stream` is exactly `true`."""
+    has_stream_options: bool = False
+    """The member is there, whatever its value."""
+    include_usage: bool = False
+    """The client itself asks for usage: `stream_options.include_usage` is exactly `true`."""
+    output_tokens_max: int | None = None
+    """The caller's bound on output tokens, where it gives a whole number above 0."""
+    n: int | None = None
+    """Choices asked for, where that is a whole number above 0."""
+    service_tier: str | None = None
+    background: bool = False
+    """`background` is exactly `true`: a response that goes on after this exchange."""
+    session: str | None = None
+    end_user: str | None = None
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom and what a request claims to be for."""
+
+    session: str | None = None
+    end_user: str | None = None
+    tags: dict[str, str] = {}
+
+
+_RAW = msgspec.Raw()
+
+
+class _Body(msgspec.Struct):
+    model: msgspec.Raw = _RAW
+    stream: msgspec.Raw = _RAW
+    stream_options: msgspec.Raw = _RAW
+    max_tokens: msgspec.Raw = _RAW
+    max_completion_tokens: msgspec.Raw = _RAW
+    max_output_tokens: msgspec.Raw = _RAW
+    n: msgspec.Raw = _RAW
+    service_tier: msgspec.Raw = _RAW
+    background: msgspec.Raw = _RAW
+    user: msgspec.Raw = _RAW
+    safety_identifier: msgspec.Raw = _RAW
+    session_id: msgspec.Raw = _RAW
+    metadata: msgspec.Raw = _RAW
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: msgspec.Raw = _RAW
+
+
+class _Metadata(msgspec.Struct):
+    session_id: msgspec.Raw = _RAW
+    user_id: msgspec.Raw = _RAW
+
+
+class _ClaudeUser(msgspec.Struct):
+    session_id: msgspec.Raw = _RAW
+    account_uuid: msgspec.Raw = _RAW
+    device_id: msgspec.Raw = _RAW
+
+
+_BODY = msgspec.json.Decoder(_Body)
+_STREAM_OPTIONS = msgspec.json.Decoder(_StreamOptions)
+_METADATA = msgspec.json.Decoder(_Metadata)
+_CLAUDE_USER = msgspec.json.Decoder(_ClaudeUser)
+_STR = msgspec.json.Decoder(str)
+_INT = msgspec.json.Decoder(int)
+
+_OUTPUT_LIMITS: dict[Operation, tuple[str, ...]] = {
+    "chat": ("max_completion_tokens", "max_tokens"),
+    "completions": ("max_tokens",),
+    "responses": ("max_output_tokens",),
+    "messages": ("max_tokens",),
+}
+
+
+def read_facts(operation: Operation, body: bytes) -> RequestFacts:
+    """The facts of a request body (decoded, UTF-8). Never raises; see RequestFacts for what is missing."""
+    members = decode_members(body, _BODY)
+    if members is None:
+        return RequestFacts()
+    options = decode_members(bytes(members.stream_options), _STREAM_OPTIONS) if members.stream_options else None
+    metadata = decode_members(_small(members.metadata), _METADATA) if members.metadata else None
+    user_id = _text(metadata.user_id) if metadata is not None else None
+    claimed_user, claimed_session = _split_user_id(user_id) if user_id else (None, None)
+    limits = (_whole(getattr(members, name)) for name in _OUTPUT_LIMITS.get(operation, ()))
+    return RequestFacts(
+        is_object=True,
+        model=_identifier(members.model),
+        stream=_is_true(members.stream),
+        has_stream_options=bool(members.stream_options),
+        include_usage=options is not None and _is_true(options.include_usage),
+        output_tokens_max=next((limit for limit in limits if limit is not None), None),
+        n=_whole(members.n),
+        service_tier=_identifier(members.service_tier),
+        background=_is_true(members.background),
+        session=_identifier(members.session_id)
+        or (_identifier(metadata.session_id) if metadata is not None else None)
+        or claimed_session,
+        end_user=_identifier(members.safety_identifier) or _identifier(members.user) or claimed_user,
+    )
+
+
+def _small(raw: msgspec.Raw) -> bytes:
+    return bytes(raw) if memoryview(raw).nbytes <= MEMBER_BYTES_MAX else b""
+
+
+def _is_true(raw: msgspec.Raw) -> bool:
+    return bool(raw) and _small(raw) == b"true"
+
+
+def _text(raw: msgspec.Raw) -> str | None:
+    """The string a member holds; None for anything else, and for one that is too long."""
+    if not raw:
+        return None
+    try:
+        return _STR.decode(_small(raw))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _whole(raw: msgspec.Raw) -> int | None:
+    """The whole number above 0 a member holds, within 64 bits; else None."""
+    if not raw:
+        return None
+    try:
+        value = _INT.decode(_small(raw))
+    except msgspec.DecodeError:
+        return None
+    return value if 0 < value < 1 << 63 else None
+
+
+# -- identifiers ---------------------------------------------------------------------------------
+
+_UNSTORABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def identifier(value: str) -> str | None:
+    """`value` fit to be stored and compared: no control characters or surrogates, no outer blanks, bounded.
+
+    None when nothing is left.
+    """
+    kept = _UNSTORABLE.sub("", value).strip()
+    if len(kept) > IDENTIFIER_CHARS_MAX:
+        digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        kept = f"{kept[: IDENTIFIER_CHARS_MAX - 17]}~{digest}"
+    return kept or None
+
+
+def _identifier(raw: msgspec.Raw) -> str | None:
+    value = _text(raw)
+    return identifier(value) if value else None
+
+
+def _split_user_id(user_id: str) -> tuple[str | None, str | None]:
+    """User and session in Anthropic's `metadata.user_id`.
+
+    Claude Code writes `user_HASH_account_UUID_session_UUID`, or the same as a JSON object with
+    `device_id`, `account_uuid` and `session_id`. The session is taken off the user, else every
+    session would look like a user of its own.
+    """
+    if user_id.lstrip().startswith("{"):
+        parts = decode_members(user_id.encode("utf-8", "replace"), _CLAUDE_USER)
+        if parts is not None:
+            user = _identifier(parts.account_uuid) or _identifier(parts.device_id) or identifier(user_id)
+            return user, _identifier(parts.session_id)
+    user, mark, session = user_id.rpartition("_session_")
+    if mark:
+        return identifier(user), identifier(session)
+    return identifier(user_id), None
+
+
+_SESSION_HEADERS = ("x-session-id", "session-id", "thread-id", "session_id", "conversation_id", "helicone-session-id")
+_USER_HEADERS = ("helicone-user-id", "x-litellm-end-user-id", "x-litellm-customer-id")
+_READ_HEADERS = frozenset(("x-farebox-session", "x-farebox-tags", "baggage", *_SESSION_HEADERS, *_USER_HEADERS))
+
+
+def identify(headers: Headers, facts: RequestFacts | None) -> Identity:
+    """Session, end user and tags of a request; per dimension the first source that says something.
+
+    Session: `x-farebox-session`; `x-VENDOR-session-id`; `x-session-id`; `session-id`, `thread-id`,
+    `session_id`, `conversation_id`; `helicone-session-id`; W3C `baggage`, entry `session.id`; the body
+    (`session_id`, `metadata.session_id`, Anthropic's `metadata.user_id`).
+    End user: the body (`safety_identifier`, `user`, `metadata.user_id`), then the headers of Helicone
+    and LiteLLM. Tags: `x-farebox-tags` alone.
+
+    `headers` in any case; of a repeated header the first counts, tags are joined.
+    """
+    seen: dict[str, str] = {}
+    vendor: list[str] = []
+    for spelling, value in headers.items() if isinstance(headers, Mapping) else headers:
+        name = spelling.lower()
+        if name in _READ_HEADERS:
+            joined = name in ("x-farebox-tags", "baggage") and name in seen
+            seen[name] = f"{seen[name]},{value}" if joined else seen.get(name, value)
+        elif name.startswith("x-") and name.endswith("-session-id") and "parent" not in name:
+            vendor.append(value)
+    if not seen and not vendor:
+        return Identity(session=facts.session, end_user=facts.end_user) if facts is not None else Identity()
+    sessions = [seen.get("x-farebox-session"), *vendor, *(seen.get(name) for name in _SESSION_HEADERS)]
+    if "baggage" in seen:
+        sessions.append(_baggage_session(seen["baggage"]))
+    return Identity(
+        session=_first(sessions) or (facts.session if facts is not None else None),
+        end_user=(facts.end_user if facts is not None else None) or _first(seen.get(name) for name in _USER_HEADERS),
+        tags=parse_tags(seen["x-farebox-tags"]) if "x-farebox-tags" in seen else {},
+    )
+
+
+def _first(values: Iterable[str | None]) -> str | None:
+    return next((kept for value in values if value and (kept := identifier(value))), None)
+
+
+def _baggage_session(baggage: str) -> str | None:
+    """The value of `session.id` in a W3C baggage header: `name=value;property, name=value`, percent-encoded."""
+    for entry in baggage.split(","):
+        name, mark, value = entry.partition(";")[0].partition("=")
+        if mark and name.strip() == "session.id":
+            return unquote(value.strip())
+    return None
+
+
+def parse_tags(header: str) -> dict[str, str]:
+    """`k=v,k=v` as a dict: at most TAGS_MAX, in order; of equal names the last counts.
+
+    Blanks around names and values are dropped. So is a tag without `=`, without a name, with
+    control characters, or longer than the bounds.
+    """
+    tags: dict[str, str] = {}
+    for entry in header.split(","):
+        name, mark, value = (part.strip() for part in entry.partition("="))
+        if (
+            mark
+            and 0 < len(name) <= TAG_NAME_CHARS_MAX
+            and len(value) <= TAG_VALUE_CHARS_MAX
+            and not _UNSTORABLE.search(entry)
+            and (name in tags or len(tags) < TAGS_MAX)
+        ):
+            tags[name] = value
+    return tags
+
+
+# -- repeated members ----------------------------------------------------------------------------
+
+_WATCHED_NAME = re.compile(rb'"(' + b"|".join(sorted(name.encode() for name in WATCHED_MEMBERS)) + rb')"[ \t\r\n]*:')
+_ESCAPED_LETTER = re.compile(rb"\\u00(?:5[fF]|[67])")
+
+
+def duplicate_members(body: bytes) -> frozenset[str]:
+    """Those of WATCHED_MEMBERS that stand more than once at the top level of `body`.
+
+    Exact, whatever escapes the names are spelt with. All of them where the body takes too long to
+    walk; none where it is no readable JSON object, of which `read_facts` reads nothing either.
+    Costs about 2 ms a megabyte; up to 20 if a name also stands somewhere deeper.
+    """
+    if decode_members(body, _BODY) is None:
+        return frozenset()
+    names = _WATCHED_NAME.findall(body)
+    if len(names) == len(set(names)) and _ESCAPED_LETTER.search(body) is None:
+        return frozenset()
+    members = top_members(body)
+    if members is None:
+        return WATCHED_MEMBERS
+    counts = Counter(member.name for member in members)
+    return frozenset(name for name in WATCHED_MEMBERS if counts[name] > 1)
