@@ -77,6 +77,7 @@ def configure(level: Level, format: Format, secrets: Iterable[str], stream: Text
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _expand_exception,
             _mask(redact),
+            _order,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -135,6 +136,12 @@ def _mask(redact: Redactor) -> Callable[[Any, str, MutableMapping[str, Any]], Mu
         return event
 
     return process
+
+
+def _order(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """When, how bad and what, before the details."""
+    first = {name: event.pop(name) for name in ("timestamp", "level", "event") if name in event}
+    return {**first, **event}
 
 
 def _no_traceback(*_: object) -> None:

@@ -28,17 +28,20 @@ _OPERATIONS: dict[str, Operation] = {
 
 # Roots whose sub-paths are named in rows as templates. Anything else is `{path}`: the endpoint
 # column must stay small whatever clients ask for.
-_RESOURCES = frozenset(
-    "agents assistants audio batches chat chatkit completions containers conversations decisions edits embeddings evals "
-    "files fine_tuning images live messages models moderations organization realtime rerank responses safety skills "
-    "threads uploads vaults vector_stores videos webhook_endpoints".split()
+_RESOURCE_WORDS = (
+    "agents assistants audio batches chat chatkit completions containers conversations decisions edits "
+    "embeddings evals files fine_tuning images live messages models moderations organization realtime "
+    "rerank responses safety skills threads uploads vaults vector_stores videos webhook_endpoints"
 )
-_WORDS = frozenset(
-    "alpha assignments beta cancel checkpoints clicks client_secrets comments compact completions content count_tokens "
-    "edits events extensions file_batches files generations graders input_items input_tokens items jobs "
-    "messages output_items parts pause permissions remix results resume run runs search sessions speech steps submit_tool_outputs "
-    "transcriptions translations validate variations voices complete batches calls".split()
+_TEMPLATE_WORDS = (
+    "alpha assignments batches beta calls cancel checkpoints clicks client_secrets comments compact "
+    "complete completions content count_tokens edits events extensions file_batches files generations "
+    "graders input_items input_tokens items jobs messages output_items parts pause permissions remix "
+    "results resume run runs search sessions speech steps submit_tool_outputs transcriptions translations "
+    "validate variations voices"
 )
+_RESOURCES = frozenset(_RESOURCE_WORDS.split())
+_WORDS = frozenset(_TEMPLATE_WORDS.split())
 
 
 @dataclass(frozen=True, slots=True)
