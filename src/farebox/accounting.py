@@ -1,0 +1,226 @@
+"""What one attempt is written down as: facts in, one `UsageEvent` out. Plain functions, no clock, no I/O.
+
+`proxy` gathers the facts while bytes pass; here they become the row. Two questions are answered:
+how did it end (`outcome_of`), and how are its tokens known (`account`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+
+from farebox.meter import Reading
+from farebox.paths import Target
+from farebox.records import Caller, Outcome, UsageEvent, UsageSource
+
+BYTES_PER_TOKEN = 4
+"""The roughest estimate there is, for a `begin` that no `end` follows: tokens are not counted then."""
+
+Ending = Literal["whole", "broken", "client", "shutdown"]
+"""How the relay of an attempt stopped: the provider ended its body properly; it broke off or timed
+out; the client left and farebox stopped reading; farebox itself shut down."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One request sent to one provider, as far as it has got. Times are monotonic seconds."""
+
+    id: UUID
+    request_id: UUID
+    number: int
+    caller: Caller
+    target: Target
+    provider: str
+    dialect: str
+    model: str | None
+    stream: bool
+    session: str | None
+    end_user: str | None
+    tags: dict[str, str]
+    request_bytes: int
+    started_at: datetime
+    received: float
+    sent: float
+    journaled: bool = True
+    """Its begin is in the journal. False only where metering.on_ledger_failure lets calls pass unrecorded."""
+    status: int | None = None
+    upstream_request_id: str | None = None
+    last_byte: float | None = None
+    answer_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """farebox's own count, for what the provider did not say."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+def provisional(attempt: Attempt) -> UsageEvent:
+    """The event a crash would leave: journalled before the first byte goes up."""
+    event = _event(attempt, "farebox_cut", finished=attempt.received)
+    if attempt.target.metered and attempt.target.operation != "moderations":
+        event.usage_source = "estimate"
+        event.input_tokens = math.ceil(attempt.request_bytes / BYTES_PER_TOKEN)
+    return event
+
+
+def outcome_of(attempt: Attempt, reading: Reading | None, ending: Ending, *, gone: bool) -> Outcome:
+    """How an attempt ended.
+
+    An error the provider reported outranks how the connection went; what farebox did itself
+    outranks what it did to the bytes.
+    """
+    if attempt.status is None:
+        if ending == "shutdown":
+            return "farebox_cut"
+        return "client_gone" if ending == "client" else "upstream_error"
+    if attempt.status >= 400 or (reading is not None and reading.in_band_error):
+        return "upstream_error"
+    if ending == "shutdown":
+        return "farebox_cut"
+    if gone or ending == "client":
+        return "client_gone"
+    if ending == "broken":
+        return "upstream_cut"
+    if reading is not None and attempt.target.metered and reading.stream and not reading.complete:
+        return "upstream_cut"
+    return "complete"
+
+
+def needs_estimate(attempt: Attempt, reading: Reading | None) -> bool:
+    """Whether tokens must be counted by farebox: something billable was, or may have been, used and not reported."""
+    operation = attempt.target.operation
+    if operation in ("other", "moderations"):
+        return False
+    if attempt.status is None or reading is None:
+        return True
+    if attempt.status >= 400:
+        return False
+    if not _input_known(reading):
+        return True
+    if operation == "embeddings":
+        return False
+    return reading.usage.output_tokens is None or reading.output_provisional or not reading.complete
+
+
+def by_size(attempt: Attempt, reading: Reading | None) -> Estimate:
+    """A count that needs no tokenizer, for when there is no time to count."""
+    output = reading.output_bytes_total if reading is not None else 0
+    return Estimate(math.ceil(attempt.request_bytes / BYTES_PER_TOKEN), math.ceil(output / BYTES_PER_TOKEN))
+
+
+def account(
+    attempt: Attempt,
+    reading: Reading | None,
+    outcome: Outcome,
+    estimate: Estimate | None,
+    *,
+    finished: float,
+    error: str | None = None,
+    unsent: bool = False,
+) -> UsageEvent:
+    """The row of an attempt that is over.
+
+    `estimate` is farebox's count where `needs_estimate` asked for one; `error` the bounded kind of
+    a failure that is not the provider's own; `unsent` says that provably nothing reached the provider.
+    """
+    event = _event(attempt, outcome, finished=finished)
+    if error is not None:
+        event.error_code = error
+        event.error_type = "connection"
+    if reading is not None:
+        _copy(event, reading, attempt)
+    event.usage_source = _fill(event, attempt, reading, estimate, unsent=unsent)
+    if event.usage_source == "none" and attempt.target.metered:
+        event.cost_usd = Decimal(0)
+        event.cost_source = "none"
+    return event
+
+
+def _input_known(reading: Reading) -> bool:
+    return reading.has_usage and reading.usage.input_tokens is not None
+
+
+def _fill(
+    event: UsageEvent, attempt: Attempt, reading: Reading | None, estimate: Estimate | None, *, unsent: bool
+) -> UsageSource:
+    """Complete the token counts from `estimate` and say how they are known."""
+    known_input = event.input_tokens is not None
+    known_output = event.output_tokens is not None
+    if unsent or estimate is None:
+        return "provider" if known_input or known_output else "none"
+    if not known_input:
+        event.input_tokens = estimate.input_tokens
+    if attempt.target.operation != "embeddings":
+        seen = estimate.output_tokens or 0
+        event.output_tokens = max(event.output_tokens or 0, seen)
+    return "partial" if known_input or known_output else "estimate"
+
+
+def _copy(event: UsageEvent, reading: Reading, attempt: Attempt) -> None:
+    usage = reading.usage
+    if reading.has_usage:
+        for name in usage.__struct_fields__:
+            setattr(event, name, getattr(usage, name))
+        event.usage_raw = reading.usage_raw
+    event.model = reading.model
+    event.service_tier = reading.service_tier
+    event.tool_calls = reading.tool_calls
+    event.tool_calls_count = sum(call.count for call in reading.tool_calls)
+    event.unparsed_events = reading.unparsed_events
+    if reading.error_type is not None or reading.error_code is not None:
+        event.error_type, event.error_code = reading.error_type, reading.error_code
+    if reading.first_token_at is not None:
+        event.ttft_ms = _ms(reading.first_token_at - attempt.received)
+
+
+def _event(attempt: Attempt, outcome: Outcome, *, finished: float) -> UsageEvent:
+    caller, target = attempt.caller, attempt.target
+    duration = finished - attempt.received
+    event = UsageEvent(
+        id=attempt.id,
+        request_id=attempt.request_id,
+        attempt=attempt.number,
+        started_at=attempt.started_at,
+        finished_at=attempt.started_at + timedelta(seconds=duration),
+        key_id=caller.key_id,
+        key_name=caller.key_name,
+        team=caller.team,
+        project=caller.project,
+        end_user=attempt.end_user,
+        session=attempt.session,
+        tags=attempt.tags,
+        provider=attempt.provider,
+        dialect=attempt.dialect,
+        endpoint=target.endpoint,
+        operation=target.operation,
+        requested_model=attempt.model,
+        stream=attempt.stream,
+        status=attempt.status,
+        outcome=outcome,
+        upstream_request_id=attempt.upstream_request_id,
+    )
+    if outcome != "farebox_cut" or duration > 0:
+        event.duration_ms = _ms(duration)
+        if attempt.last_byte is not None:
+            upstream = attempt.last_byte - attempt.sent
+            event.upstream_ms = _ms(upstream)
+            event.overhead_ms = max(0.0, _ms(duration - upstream))
+    return event
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+def encode(event: UsageEvent) -> bytes:
+    """An event as the JSON object that is journalled and stored."""
+    return msgspec.json.encode(event)

@@ -1,0 +1,163 @@
+"""The control plane: health, readiness, and the JSON API for keys and usage.
+
+A small table of routes over the store. Everything below `/farebox/api` takes the admin token;
+health and readiness take nothing and tell nothing that a stranger may not know.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qsl
+from uuid import UUID
+
+import structlog
+from aiohttp.web_request import BaseRequest
+
+from farebox.admin import forms
+from farebox.admin.health import Health
+from farebox.config import Config
+from farebox.errors import BadRequest, FareboxError, InvalidKey, MethodNotAllowed, NotFound, Refusal
+from farebox.keys import hash_secret, mint_secret
+from farebox.logs import exception_facts
+from farebox.records import KeyRecord
+from farebox.server import Reply, read_body, refuse, respond
+from farebox.store import Store
+
+API = "/farebox/api"
+_BODY_BYTES_MAX = 256 * 1024
+_STALL_S = 30.0
+
+Answer = tuple[int, Any]
+Action = Callable[[BaseRequest, str, dict[str, str]], Awaitable[Answer]]
+
+
+class Admin:
+    """The control plane. `serves` says whether a target is its; `handle` answers one request."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        token: str,
+        store: Store,
+        key_changed: Callable[[list[KeyRecord]], None],
+        journal_ready: Callable[[], bool],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._token = token.encode()
+        self._store = store
+        self._key_changed = key_changed
+        self._health = Health(config, store, journal_ready)
+        self._now = now
+        self._actions: dict[tuple[str, str], Action] = {
+            ("GET", "/keys"): self._list_keys,
+            ("POST", "/keys"): self._create_key,
+            ("GET", "/keys/{id}"): self._get_key,
+            ("PATCH", "/keys/{id}"): self._change_key,
+            ("DELETE", "/keys/{id}"): self._revoke_key,
+            ("POST", "/keys/{id}/rotate"): self._rotate_key,
+            ("GET", "/usage"): self._list_usage,
+        }
+
+    def serves(self, target: str) -> bool:
+        """Whether the request target belongs to the control plane (the data plane answers all others)."""
+        path = target.partition("?")[0]
+        return path in ("/healthz", "/readyz") or path.startswith("/farebox/")
+
+    async def handle(self, request: BaseRequest) -> Reply:
+        """Answer one request."""
+        try:
+            path, _, query = request.raw_path.partition("?")
+            if path in ("/healthz", "/readyz"):
+                return await self._health.answer(request, path)
+            status, payload = await self._act(request, path, query)
+            return respond(request, status, forms.encode(payload), headers=[(b"Cache-Control", b"no-store")])
+        except Refusal as refusal:
+            return refuse(request, refusal)
+        except FareboxError as exc:
+            structlog.get_logger().error("control plane failed", **exception_facts(exc))
+            return refuse(request, BadRequest(str(exc)))
+
+    async def _act(self, request: BaseRequest, path: str, query: str) -> Answer:
+        if not path.startswith(API + "/"):
+            raise NotFound(f"The control plane has {API}/keys and {API}/usage.")
+        self._check_token(request)
+        template, item = _template(path.removeprefix(API))
+        action = self._actions.get((request.method, template))
+        if action is None:
+            if any(known == template for _, known in self._actions):
+                raise MethodNotAllowed(f"{request.method} is not a method of {API}{template}.")
+            raise NotFound(f"The control plane has {API}/keys and {API}/usage.")
+        return await action(request, item, dict(parse_qsl(query, keep_blank_values=True)))
+
+    def _check_token(self, request: BaseRequest) -> None:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._token):
+            raise InvalidKey("The control plane takes `Authorization: Bearer ADMIN_TOKEN`.")
+
+    async def _body(self, request: BaseRequest) -> bytes:
+        return await read_body(request, _BODY_BYTES_MAX, _STALL_S)
+
+    # -- keys ------------------------------------------------------------------------------------
+
+    async def _list_keys(self, _: BaseRequest, __: str, query: dict[str, str]) -> Answer:
+        records = await self._store.list_keys(include_revoked=query.get("revoked") == "true")
+        return 200, {"data": [forms.public(record) for record in records]}
+
+    async def _create_key(self, request: BaseRequest, _: str, __: dict[str, str]) -> Answer:
+        new = forms.read_new_key(await self._body(request))
+        secret = mint_secret()
+        record = await self._store.create_key(secret_hash=hash_secret(secret), **new)
+        return 201, {**forms.public(record), "key": secret}
+
+    async def _get_key(self, _: BaseRequest, item: str, __: dict[str, str]) -> Answer:
+        return 200, forms.public(_found(await self._store.get_key(_uuid(item)), item))
+
+    async def _change_key(self, request: BaseRequest, item: str, _: dict[str, str]) -> Answer:
+        changes = forms.read_key_changes(await self._body(request))
+        return 200, self._changed(await self._store.change_key(_uuid(item), changes), item)
+
+    async def _revoke_key(self, _: BaseRequest, item: str, __: dict[str, str]) -> Answer:
+        return 200, self._changed(await self._store.revoke_key(_uuid(item)), item)
+
+    async def _rotate_key(self, _: BaseRequest, item: str, __: dict[str, str]) -> Answer:
+        secret = mint_secret()
+        changed = self._changed(await self._store.rotate_key(_uuid(item), hash_secret(secret)), item)
+        return 200, {**changed, "key": secret}
+
+    def _changed(self, record: KeyRecord | None, item: str) -> dict[str, Any]:
+        """A change made here takes hold here at once; other processes learn of it by their poll."""
+        found = _found(record, item)
+        self._key_changed([found])
+        return forms.public(found)
+
+    # -- usage -----------------------------------------------------------------------------------
+
+    async def _list_usage(self, _: BaseRequest, __: str, query: dict[str, str]) -> Answer:
+        asked = forms.read_usage_query(query)
+        page = await self._store.list_usage(asked.where, after=asked.after, rows_max=asked.rows_max)
+        return 200, {"data": page.rows, "next": forms.cursor(page.next)}
+
+
+def _template(path: str) -> tuple[str, str]:
+    """`/keys/ID/rotate` -> (`/keys/{id}/rotate`, ID)."""
+    parts = path.strip("/").split("/")
+    if len(parts) >= 2:
+        return "/".join(["", parts[0], "{id}", *parts[2:]]), parts[1]
+    return "/" + parts[0], ""
+
+
+def _uuid(item: str) -> UUID:
+    try:
+        return UUID(item)
+    except ValueError:
+        raise NotFound("There is no such key: a key is addressed by its id.") from None
+
+
+def _found(record: KeyRecord | None, item: str) -> KeyRecord:
+    if record is None:
+        raise NotFound("There is no such key, or it was revoked.")
+    return record

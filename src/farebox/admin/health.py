@@ -1,0 +1,46 @@
+"""Is the process alive, and can it do its work: `/healthz` and `/readyz`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from aiohttp.web_request import BaseRequest
+
+from farebox.config import Config
+from farebox.errors import MethodNotAllowed, Unavailable
+from farebox.server import Reply, respond
+from farebox.store import Store
+
+_PING_S = 1.0
+
+
+class Health:
+    """Answers the two probes. Neither needs a credential, neither names anything."""
+
+    def __init__(self, config: Config, store: Store, journal_ready: Callable[[], bool]) -> None:
+        self._config = config
+        self._store = store
+        self._journal_ready = journal_ready
+
+    async def answer(self, request: BaseRequest, path: str) -> Reply:
+        """`/healthz`: 200 while the loop turns. `/readyz`: 200 if all parts are up, else 503 and which are not."""
+        if request.method not in ("GET", "HEAD"):
+            raise MethodNotAllowed(f"{request.method} is not a method of {path}.")
+        if path == "/healthz":
+            return respond(request, 200, b'{"status":"ok"}')
+        checks = {
+            "database": await self._database(),
+            "journal": "ok" if self._journal_ready() else "not writable",
+            "providers": "ok" if self._config.providers else "none enabled",
+        }
+        ready = all(state == "ok" for state in checks.values())
+        body = msgspec.json.encode({"status": "ok" if ready else "not ready", **checks})
+        return respond(request, 200 if ready else 503, body)
+
+    async def _database(self) -> str:
+        try:
+            await self._store.ping(_PING_S)
+        except Unavailable:
+            return "away"
+        return "ok"

@@ -1,0 +1,47 @@
+"""The `farebox` command: each command in a module of its own, the common parts in `common`.
+
+Exit codes: 0 fine, 1 failed, 2 bad use or bad config. Results go to standard output, everything
+else to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from farebox.cli import configs, keys, serve, usage
+from farebox.cli.common import version
+from farebox.config import ConfigError
+from farebox.errors import FareboxError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except ConfigError as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    except FareboxError as exc:
+        print(f"farebox: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `farebox usage | head`
+        sys.stderr.close()
+        return 0
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, as argparse understands it."""
+    top = argparse.ArgumentParser(
+        prog="farebox", description="Meters OpenAI-compatible traffic: every call is one exact row."
+    )
+    top.add_argument("--version", action="version", version=f"farebox {version()}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (serve, configs, keys, usage):
+        module.add(commands)
+    return top

@@ -1,0 +1,160 @@
+"""What commands share: finding the config, opening the store, printing results."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from farebox.config import Config, ConfigError, Fault, load
+from farebox.database import open_store
+from farebox.errors import FareboxError
+from farebox.store import Store
+
+DEFAULT_CONFIG = Path("config.yaml")
+
+Row = dict[str, Any]
+
+
+class Commands(Protocol):
+    """argparse's collection of sub-commands, as far as it is used."""
+
+    def add_parser(self, name: str, **kwargs: Any) -> argparse.ArgumentParser: ...
+
+
+class BadUse(ConfigError):
+    """An argument that does not make sense: exit code 2, like a bad config."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__([])
+        self._message = message
+
+    def __str__(self) -> str:
+        return f"farebox: {self._message}"
+
+
+def version() -> str:
+    """The installed version."""
+    return metadata.version("farebox")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The option every command has."""
+    parser.add_argument(
+        "--config", metavar="PATH", type=Path, help="config file (default: ./config.yaml, else built-in defaults)"
+    )
+
+
+def add_format(parser: argparse.ArgumentParser, *formats: str) -> None:
+    """How the result is printed."""
+    parser.add_argument("--format", choices=formats or ("table", "json"), default="table", help="default: table")
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The config the command line names. Raises `ConfigError` with every fault."""
+    path: Path = args.config or DEFAULT_CONFIG
+    if args.config is None and not path.exists():
+        return load("", filename="built-in defaults", env=os.environ, read_file=read_file)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8 text"
+        raise ConfigError([Fault(str(path), 1, 1, "--config", f"can't be read: {reason}")]) from None
+    return load(text, filename=str(path), env=os.environ, read_file=read_file)
+
+
+def read_file(path: str) -> str:
+    """The text of a `${file:PATH}`."""
+    return Path(path).read_text(encoding="utf-8")
+
+
+@asynccontextmanager
+async def store_of(args: argparse.Namespace) -> AsyncIterator[Store]:
+    """The store the config names, migrated; the embedded database is started unless a running farebox has it up."""
+    config = read_config(args)
+    async with open_store(config) as store:
+        await store.migrate()
+        yield store
+
+
+def show(rows: Sequence[Row] | Row, columns: Sequence[str], format: str, *, empty: str = "nothing yet") -> None:
+    """Print records as a table for people, CSV, or JSON."""
+    listed = [rows] if isinstance(rows, dict) else list(rows)
+    if format == "json":
+        payload = msgspec.json.format(msgspec.json.encode(rows, enc_hook=str), indent=2)
+        print(payload.decode())
+    elif format == "csv":
+        writer = csv.writer(sys.stdout)
+        writer.writerow(columns)
+        writer.writerows([_cell(row.get(c), machine=True) for c in columns] for row in listed)
+    elif isinstance(rows, dict):
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for column in columns:
+            table.add_row(column, _cell(rows.get(column)))
+        Console().print(table)
+    elif not listed:
+        print(empty, file=sys.stderr)
+    else:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            numeric = any(isinstance(row.get(column), (int, float)) for row in listed)
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in listed:
+            table.add_row(*(_cell(row.get(c)) for c in columns))
+        # A pipe has no width: rich would squeeze the table into 80 columns.
+        Console(width=None if sys.stdout.isatty() else 400).print(table)
+
+
+def _cell(value: object, *, machine: bool = False) -> str:
+    if value is None:
+        return "" if machine else "-"
+    if isinstance(value, datetime):
+        value = value.astimezone(UTC)
+        return value.isoformat() if machine else f"{value:%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, (list, tuple, dict)):
+        return msgspec.json.encode(value, enc_hook=str).decode() if value else ("" if machine else "-")
+    if isinstance(value, float):
+        return f"{value:g}" if machine else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool) and not machine:
+        return f"{value:,}"
+    # rich would read square brackets as markup.
+    return str(value) if machine else str(value).replace("[", r"\[")
+
+
+def parse_time(text: str) -> datetime:
+    """A point in time: `2026-11-22`, `2026-11-22T10:00:00Z`, or so long ago: `90m`, `24h`, `7d`."""
+    unit = {"m": "minutes", "h": "hours", "d": "days"}.get(text[-1:])
+    if unit and text[:-1].isdigit():
+        return datetime.now(UTC) - timedelta(**{unit: int(text[:-1])})
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadUse(f"{text!r} is not a time. Write 2026-11-22, 2026-11-22T10:00:00Z, 90m, 24h or 7d.") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
+    """`k=v` arguments."""
+    pairs = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise BadUse(f"{text!r} is not NAME=VALUE.")
+        pairs[name] = value
+    return pairs
+
+
+def not_found(what: str, name: str) -> FareboxError:
+    """The error for a thing that is not there."""
+    return FareboxError(f"there is no {what} {name!r}")

@@ -1,0 +1,46 @@
+"""`farebox check` and `farebox init`: the config, validated and begun."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from farebox.cli.common import DEFAULT_CONFIG, Commands, add_config, read_config
+from farebox.config.example import render
+
+
+def add(commands: Commands) -> None:
+    """Add both commands to the command line."""
+    check = commands.add_parser("check", help="validate the config; prints every fault as file:line:col")
+    add_config(check)
+    check.set_defaults(run=run_check)
+    init = commands.add_parser("init", help="write a commented config to start from")
+    init.add_argument("path", nargs="?", type=Path, default=DEFAULT_CONFIG, help="default: ./config.yaml")
+    init.set_defaults(run=run_init)
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Load the config. Faults are raised and printed by `main`."""
+    config = read_config(args)
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    providers = ", ".join(config.providers) or "none enabled: the built-in demo provider will answer"
+    print(f"ok: {args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else 'built-in defaults')}")
+    print(f"providers: {providers}")
+    return 0
+
+
+def run_init(args: argparse.Namespace) -> int:
+    """Write the example config, never over an existing file."""
+    try:
+        with args.path.open("x", encoding="utf-8") as file:
+            file.write(render())
+    except FileExistsError:
+        print(f"farebox: {args.path} exists already; it is left as it is", file=sys.stderr)
+        return 1
+    except OSError as exc:
+        print(f"farebox: {args.path} can't be written: {exc.strerror}", file=sys.stderr)
+        return 1
+    print(f"wrote {args.path}: enable a provider in it, then run `farebox check` and `farebox serve`")
+    return 0

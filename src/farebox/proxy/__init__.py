@@ -1,0 +1,195 @@
+"""The data plane: one client request, from socket to row.
+
+Read it in this order: `Proxy.handle` here lets the caller in and takes in the request; `forward`
+tries providers until one answers; `relay` passes the answer on while a meter reads along; `settle`
+writes the one event of each attempt. What is decided is decided in pure modules (`paths`,
+`routing`, `splice`, `meter`, `accounting`); what touches the outside goes through `server`,
+`upstream`, and the functions the constructor is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import cast
+from uuid import UUID
+
+import structlog
+from aiohttp.web_request import BaseRequest
+
+from farebox import codings, paths
+from farebox.config import Config
+from farebox.errors import BadRequest, Forbidden, InternalError, MethodNotAllowed, Refusal, Unavailable
+from farebox.ids import uuid7
+from farebox.logs import exception_facts
+from farebox.proxy.call import Call, Clock
+from farebox.proxy.forward import Forwarder
+from farebox.proxy.relay import Relay
+from farebox.proxy.settle import Estimator, Settler
+from farebox.records import Caller, UsageEvent
+from farebox.request import duplicate_members, identify, read_facts
+from farebox.server import ClientGone, Connection, Reply, read_body, refuse, send_continue, stream_body
+from farebox.upstream import Upstream
+
+__all__ = ["Call", "Clock", "Estimator", "Proxy"]
+
+_GUARDED = frozenset(("model", "stream", "max_tokens", "n"))
+"""Members that must not stand twice where a refusal depends on them: which one counts is the parser's choice."""
+_SOON = {"retry-after": "1"}
+
+
+class Proxy:
+    """The data plane. `handle` is called once for every request outside the control plane."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        identify: Callable[[Mapping[str, str]], Awaitable[Caller]],
+        begin: Callable[[UUID, bytes], None],
+        record: Callable[[UsageEvent], None],
+        upstreams: Mapping[str, Upstream],
+        estimate: Estimator,
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._identify = identify
+        self._clock = clock
+        self._log = structlog.get_logger()
+        self._settler = Settler(record=record, estimate=estimate, clock=clock)
+        self._forwarder = Forwarder(
+            config,
+            upstreams=upstreams,
+            begin=begin,
+            settler=self._settler,
+            relay=Relay(config, self._settler, clock),
+            clock=clock,
+        )
+        self._calls: set[Call] = set()
+        self._body_bytes = 0
+        self._closing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that are not answered yet."""
+        return len(self._calls)
+
+    async def handle(self, request: BaseRequest) -> Reply:
+        """Answer one request."""
+        now = self._clock.now()
+        request_id = uuid7(int(now.timestamp() * 1000), os.urandom(10))
+        try:
+            call = await self._admit(request, request_id, now)
+        except Refusal as refusal:
+            return refuse(request, refusal, str(request_id))
+        connection = cast(Connection, request.protocol)
+        connection.on_lost = lambda: call.client_left(self._config.metering)
+        self._calls.add(call)
+        self._idle.clear()
+        try:
+            await self._take_in(call)
+            return await self._forwarder.run(call)
+        except Refusal as refusal:
+            return refuse(request, refusal, str(request_id))
+        except ClientGone:
+            return call.reply or Reply(request)
+        except asyncio.CancelledError:
+            return await self._stopped(call)
+        except Exception as exc:
+            return await self._failed(call, exc)
+        finally:
+            connection.on_lost = None
+            call.over()
+            self._body_bytes -= len(call.body) if isinstance(call.body, bytes) else 0
+            self._calls.discard(call)
+            if not self._calls:
+                self._idle.set()
+
+    async def close(self, timeout_s: float) -> None:
+        """Take no more calls, let those in flight finish for `timeout_s` seconds, then cut and settle the rest."""
+        self._closing = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            self._log.warning("open calls are cut: the shutdown timeout has passed", calls=len(self._calls))
+            for call in list(self._calls):
+                call.stop("shutdown")
+            await self._idle.wait()
+
+    async def _admit(self, request: BaseRequest, request_id: UUID, now: datetime) -> Call:
+        """Everything that needs no body: room, the target, the caller."""
+        received = self._clock.monotonic()
+        if self._closing:
+            raise Unavailable("farebox is shutting down.", headers=_SOON)
+        if len(self._calls) >= self._config.limits.requests_in_flight_max:
+            raise Unavailable("limits.requests_in_flight_max calls are open.", headers=_SOON)
+        if request.method in ("CONNECT", "TRACE"):
+            raise MethodNotAllowed(f"{request.method} is not forwarded.")
+        target = paths.parse(request.method, request.raw_path)
+        if self._config.auth.mode == "open" and not loopback_name(request.headers.get("Host", "")):
+            raise Forbidden("In open mode farebox answers only to a loopback name in the Host header.")
+        caller = await self._identify(request.headers)
+        if request.headers.get("Upgrade"):
+            raise BadRequest("farebox does not forward WebSocket or other upgrades.")
+        if target.administrative and self._config.auth.mode != "passthrough":
+            raise Forbidden("/organization is not forwarded: it administers the credential that all keys share.")
+        task = asyncio.current_task()
+        assert task is not None
+        return Call(request, request_id, received, now, target, caller, task)
+
+    async def _take_in(self, call: Call) -> None:
+        """The request's body, its facts, and whom it is for. An unmetered body is not read here but streamed on."""
+        request, limits = call.request, self._config.limits
+        if not call.target.metered:
+            call.identity = identify(request.headers, None)
+            if request.body_exists:
+                send_continue(request)
+                call.body = stream_body(request, limits.client_stall_timeout_s)
+            return
+        if self._body_bytes + (request.content_length or 0) > limits.bodies_in_flight_mb_max << 20:
+            raise Unavailable("limits.bodies_in_flight_mb_max of request bodies are held.", headers=_SOON)
+        body = await read_body(request, limits.body_mb_max << 20, limits.client_stall_timeout_s)
+        self._body_bytes += len(body)
+        call.body = call.decoded = body
+        encoding = request.headers.get("Content-Encoding", "").strip().lower()
+        if encoding and encoding != "identity":
+            call.decoded = codings.decode_body(body, encoding, limits.decoded_body_mb_max << 20)
+        call.facts = read_facts(call.target.operation, call.decoded)
+        call.identity = identify(request.headers, call.facts)
+        if call.caller.models and (twice := sorted(_GUARDED & duplicate_members(call.decoded))):
+            raise BadRequest(f"The body has more than one top-level '{twice[0]}'.", param=twice[0])
+
+    async def _stopped(self, call: Call) -> Reply:
+        """The call's task was cancelled: by farebox (client gone, shutdown), or from outside."""
+        if call.stopped is not None:
+            call.task.uncancel()
+        await self._settler.settle(
+            call, call.reading(), "client" if call.stopped == "client" else "shutdown", quick=call.stopped is None
+        )
+        reply = call.reply or Reply(call.request)
+        reply.cut()
+        if call.stopped is None:
+            raise asyncio.CancelledError
+        return reply
+
+    async def _failed(self, call: Call, exc: Exception) -> Reply:
+        """A fault of farebox's own: it is logged, the attempt is settled, and the client is told."""
+        self._log.error("call failed", request_id=str(call.request_id), **exception_facts(exc))
+        await self._settler.settle(call, call.reading(), "broken", error="farebox_fault", quick=True)
+        if call.reply is not None and call.reply.started:
+            call.reply.cut()
+            return call.reply
+        refusal = InternalError("farebox failed while handling this request; its log says where.")
+        return refuse(call.request, refusal, str(call.request_id))
+
+
+def loopback_name(host: str) -> bool:
+    """Whether a Host header names this machine by loopback: what a page from elsewhere can't make a browser say."""
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    name = name.strip("[]").lower().rstrip(".")
+    return name in ("localhost", "::1") or (name.startswith("127.") and name.replace(".", "").isdigit())

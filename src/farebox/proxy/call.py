@@ -1,0 +1,88 @@
+"""One client request in flight: what is known of it, and what happens to it when its client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from aiohttp.web_request import BaseRequest
+
+from farebox.accounting import Attempt
+from farebox.config import Metering
+from farebox.meter import Meter, Reading
+from farebox.paths import Target
+from farebox.records import Caller
+from farebox.request import Identity, RequestFacts
+from farebox.server import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where time comes from: `monotonic` seconds for durations, `now` for time stamps (UTC)."""
+
+    monotonic: Callable[[], float]
+    now: Callable[[], datetime]
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One client request. An attempt at a provider is settled exactly once: `attempt` is the one that is not yet."""
+
+    request: BaseRequest
+    request_id: UUID
+    received: float
+    received_at: datetime
+    target: Target
+    caller: Caller
+    task: asyncio.Task[object]
+    body: bytes | AsyncIterator[bytes] | None = None
+    """What goes up unless it is spliced: bytes where the path is metered, else a stream."""
+    decoded: bytes = b""
+    """The body without its content-encoding, to be read; empty where the path is not metered."""
+    facts: RequestFacts | None = None
+    identity: Identity = field(default_factory=Identity)
+    attempt: Attempt | None = None
+    meter: Meter | None = None
+    reply: Reply | None = None
+    gone: bool = False
+    """The client left before its answer was complete."""
+    stopped: Literal["client", "shutdown"] | None = None
+    """Why farebox cancelled this call's task; None while nobody did."""
+    _timer: asyncio.TimerHandle | None = None
+
+    def stop(self, why: Literal["client", "shutdown"]) -> None:
+        """End the call where it stands."""
+        if self.stopped is None:
+            self.stopped = why
+            self.task.cancel()
+
+    def client_left(self, metering: Metering) -> None:
+        """The client's connection is gone: give the provider up, or read on for its usage."""
+        if self.gone or self.stopped is not None or (self.reply is not None and self.reply.ended):
+            return
+        self.gone = True
+        if self._drains(metering):
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(metering.drain_timeout_s, self.stop, "client")
+        else:
+            self.stop("client")
+
+    def _drains(self, metering: Metering) -> bool:
+        if not self.target.metered or self.facts is None:
+            return False
+        policy = metering.on_client_disconnect
+        # A call that does not stream can't be stopped at the provider: it is billed whole.
+        return policy == "drain" or (policy == "auto" and not self.facts.stream)
+
+    def reading(self) -> Reading | None:
+        """What the meter knows of the attempt under way."""
+        return self.meter.finish() if self.meter is not None else None
+
+    def over(self) -> None:
+        """No timer outlives the call."""
+        if self._timer is not None:
+            self._timer.cancel()

@@ -1,0 +1,224 @@
+"""Providers in turn: send the request, fall back where that is safe, hand the answer to the relay.
+
+Another provider is tried only before the client has a byte, and only when the request provably
+did not arrive, or the provider said it is not the time (429, 502, 503). After a timeout the first
+provider may still bill, so that takes the route's `retry_sent`. Every attempt is a row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+from multidict import CIMultiDict
+
+from farebox import accounting, routing, splice
+from farebox.accounting import Attempt
+from farebox.config import Config, Provider
+from farebox.errors import FareboxError, Unavailable, UpstreamTimeout, UpstreamUnreachable
+from farebox.ids import uuid7
+from farebox.proxy.call import Call, Clock
+from farebox.proxy.relay import Relay, make_meter
+from farebox.proxy.settle import Settler
+from farebox.server import Reply
+from farebox.upstream import Answer, Upstream, UpstreamError
+
+Body = bytes | AsyncIterator[bytes] | None
+
+_FALLBACK_STATUSES = frozenset((429, 502, 503))
+_LEARNED_MAX = 4096
+"""(provider, model) pairs remembered as refusing stream_options; past that the oldest is learnt again."""
+_PEEK_BYTES = 64 * 1024
+_PEEK_S = 5.0
+"""How much of an error that may not be passed on is read, and for how long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What came of one attempt: an answer, or a failure that is settled already."""
+
+    attempt: Attempt
+    injected: bool
+    answer: Answer | None
+    failure: UpstreamError | None
+
+
+class Forwarder:
+    """Carries one call to the providers its route names."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        upstreams: Mapping[str, Upstream],
+        begin: Callable[[UUID, bytes], None],
+        settler: Settler,
+        relay: Relay,
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._upstreams = upstreams
+        self._begin = begin
+        self._settler = settler
+        self._relay = relay
+        self._clock = clock
+        self._learned: OrderedDict[tuple[str, str | None], None] = OrderedDict()
+
+    async def run(self, call: Call) -> Reply:
+        """Answer `call` from the first provider that will. Raises `Refusal` when none does."""
+        model = call.facts.model if call.facts is not None else None
+        route = routing.choose(self._config, call.caller, call.target, model, call.identity.tags)
+        failure: UpstreamError | None = None
+        waiting = list(route.providers)
+        number = 0
+        plain = False
+        while waiting:
+            number += 1
+            sent = await self._send(call, waiting[0], number, plain=plain)
+            plain = False
+            if sent.answer is None:
+                failure = sent.failure
+                assert failure is not None
+                if failure.sent and not (failure.timeout and route.retry_sent and _resendable(call)):
+                    break
+                waiting.pop(0)
+                continue
+            status = sent.answer.head.status
+            if len(waiting) > 1 and status in _FALLBACK_STATUSES and _resendable(call):
+                await self._abandon(call, sent, await _peek(sent.answer))
+                waiting.pop(0)
+                continue
+            peeked = b""
+            if sent.injected and waiting[0].stream_options == "learn" and status in (400, 422):
+                peeked = await _peek(sent.answer)
+                if plain := b"stream_options" in peeked or b"include_usage" in peeked:
+                    self._learn(waiting[0].name, model)
+                    await self._abandon(call, sent, peeked)
+                    continue
+            return await self._relay.run(call, sent.attempt, sent.answer, injected=sent.injected, peeked=peeked)
+        if failure is not None and failure.timeout:
+            raise UpstreamTimeout(f"The provider did not answer in time ({failure.kind}).")
+        raise UpstreamUnreachable(f"No provider could be reached ({failure.kind if failure else 'none'}).")
+
+    async def _send(self, call: Call, provider: Provider, number: int, *, plain: bool) -> Sent:
+        """Send the request to one provider; the attempt is in the journal before its first byte goes up."""
+        upstream = self._upstreams[provider.name]
+        body, injected = (call.body, False) if plain else self._outgoing(call, provider)
+        headers = self._headers(call, upstream, body, injected=injected)
+        url = upstream.url(call.target.suffix, versioned=call.target.versioned)
+        attempt = self._attempt(call, provider, number)
+        self._journal(attempt)
+        call.attempt = attempt
+        attempt.sent = self._clock.monotonic()
+        try:
+            answer = await upstream.send(call.request.method, url, headers, body)
+        except UpstreamError as failure:
+            await self._settler.settle(call, None, "broken", error=failure.kind, unsent=not failure.sent)
+            return Sent(attempt, injected, None, failure)
+        attempt.status = answer.head.status
+        attempt.upstream_request_id = answer.head.request_id
+        return Sent(attempt, injected, answer, None)
+
+    def _outgoing(self, call: Call, provider: Provider) -> tuple[Body, bool]:
+        """The body that goes up, and whether farebox asks for the usage frame in it."""
+        facts = call.facts
+        if (
+            facts is None
+            or not facts.stream
+            or facts.include_usage
+            or call.target.operation not in ("chat", "completions")
+            or provider.stream_options == "skip"
+            or (provider.name, facts.model) in self._learned
+        ):
+            return call.body, False
+        spliced = splice.include_usage(call.decoded, facts)
+        return (call.body, False) if spliced is None else (spliced, True)
+
+    def _headers(self, call: Call, upstream: Upstream, body: Body, *, injected: bool) -> CIMultiDict[str]:
+        streamed = body is not None and not isinstance(body, bytes)
+        headers = upstream.headers(
+            call.request.raw_headers,
+            credentials=self._config.auth.mode == "passthrough",
+            identity=injected,
+            length=call.request.content_length if streamed else None,
+        )
+        if injected:
+            headers.popall("Content-Encoding", None)  # the spliced body is a decoded one
+        return headers
+
+    def _attempt(self, call: Call, provider: Provider, number: int) -> Attempt:
+        facts, identity = call.facts, call.identity
+        first = number == 1
+        started_at = call.received_at if first else self._clock.now()
+        received = call.received if first else self._clock.monotonic()
+        return Attempt(
+            # The first attempt carries the request's id: without a fallback the two are the same.
+            id=call.request_id if first else uuid7(int(started_at.timestamp() * 1000), os.urandom(10)),
+            request_id=call.request_id,
+            number=number,
+            caller=call.caller,
+            target=call.target,
+            provider=provider.name,
+            dialect=provider.dialect,
+            model=facts.model if facts is not None else None,
+            stream=facts.stream if facts is not None else False,
+            session=identity.session,
+            end_user=identity.end_user,
+            tags={**identity.tags, **call.caller.tags},
+            request_bytes=len(call.decoded),
+            started_at=started_at,
+            received=received,
+            sent=received,
+        )
+
+    def _journal(self, attempt: Attempt) -> None:
+        try:
+            self._begin(attempt.id, accounting.encode(accounting.provisional(attempt)))
+        except FareboxError as exc:
+            if self._config.metering.on_ledger_failure == "refuse":
+                raise Unavailable(
+                    "farebox can't write its ledger now, so it takes no calls.", headers={"retry-after": "5"}
+                ) from exc
+            attempt.journaled = False
+
+    async def _abandon(self, call: Call, sent: Sent, peeked: bytes) -> None:
+        """Settle an attempt whose answer the client will not see: another attempt follows."""
+        assert sent.answer is not None
+        meter = make_meter(self._config, sent.attempt, sent.answer.head, withhold=False)
+        meter.feed(peeked, self._clock.monotonic())
+        meter.eof()
+        sent.answer.close()
+        await self._settler.settle(call, meter.finish(), "whole")
+
+    def _learn(self, provider: str, model: str | None) -> None:
+        self._learned[provider, model] = None
+        while len(self._learned) > _LEARNED_MAX:
+            self._learned.popitem(last=False)
+        structlog.get_logger().info(
+            "this provider refuses stream_options: its streams are sent as they are, usage is estimated",
+            provider=provider,
+        )
+
+
+def _resendable(call: Call) -> bool:
+    """Whether the request can be sent again: a streamed upload is gone once it was read."""
+    return call.body is None or isinstance(call.body, bytes)
+
+
+async def _peek(answer: Answer) -> bytes:
+    """The beginning of a body, as much as arrives within the bounds above."""
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(_PEEK_S):
+            while size < _PEEK_BYTES and (piece := await answer.read()):
+                pieces.append(piece)
+                size += len(piece)
+    except (TimeoutError, UpstreamError):
+        pass
+    return b"".join(pieces)

@@ -1,0 +1,67 @@
+"""The end of an attempt: exactly one event, whatever ended it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from farebox import accounting
+from farebox.accounting import Attempt, Ending, Estimate
+from farebox.meter import Reading
+from farebox.proxy.call import Call, Clock
+from farebox.records import UsageEvent
+
+Estimator = Callable[[Attempt, bytes, "Reading | None", bool], Awaitable[Estimate]]
+"""(attempt, decoded request body, reading, quick) -> farebox's own count. Quick means by size, without waiting."""
+
+
+class Settler:
+    """Turns an attempt that is over into its event and hands it to the ledger."""
+
+    def __init__(self, *, record: Callable[[UsageEvent], None], estimate: Estimator, clock: Clock) -> None:
+        self._record = record
+        self._estimate = estimate
+        self._clock = clock
+        self.unrecorded = 0
+        """Attempts that `metering.on_ledger_failure: pass` let through without a row."""
+
+    async def settle(
+        self,
+        call: Call,
+        reading: Reading | None,
+        ending: Ending,
+        *,
+        error: str | None = None,
+        unsent: bool = False,
+        quick: bool = False,
+    ) -> None:
+        """Settle the attempt `call` has under way; nothing happens when it has none.
+
+        A cancellation while tokens are counted does not lose the event: it is settled by size.
+        """
+        attempt = call.attempt
+        if attempt is None:
+            return
+        finished = self._clock.monotonic()
+        estimate: Estimate | None = None
+        cancelled = False
+        if not unsent and accounting.needs_estimate(attempt, reading):
+            try:
+                estimate = await self._estimate(attempt, call.decoded, reading, quick)
+            except asyncio.CancelledError:
+                cancelled = True
+                estimate = accounting.by_size(attempt, reading)
+        if call.attempt is not attempt:
+            return
+        call.attempt = call.meter = None
+        outcome = accounting.outcome_of(attempt, reading, ending, gone=call.gone)
+        event = accounting.account(attempt, reading, outcome, estimate, finished=finished, error=error, unsent=unsent)
+        if attempt.journaled:
+            self._record(event)
+        else:
+            self.unrecorded += 1
+            structlog.get_logger().error("a call passed unrecorded: the journal can't be written", id=str(attempt.id))
+        if cancelled:
+            raise asyncio.CancelledError
