@@ -32,7 +32,10 @@ def out() -> io.StringIO:
 def test_credentials_are_masked_wherever_they_stand_in_an_event(out: io.StringIO, secret: str) -> None:
     """A credential is masked in the message, in values, in nested data and in names."""
     structlog.get_logger().info(
-        f"got {secret}", header=f"Bearer {secret}", deep={"a": [secret, {secret: 1}]}, url=f"https://u:{secret}@h/x?key={secret}"
+        f"got {secret}",
+        header=f"Bearer {secret}",
+        deep={"a": [secret, {secret: 1}]},
+        url=f"https://u:{secret}@h/x?key={secret}",
     )
     assert secret not in out.getvalue()
     assert "***" in out.getvalue()

@@ -85,7 +85,9 @@ def test_targets_that_try_to_go_elsewhere_are_refused(target: str) -> None:
         parse("POST", target)
 
 
-@pytest.mark.parametrize("target", ["/", "/v1", "/v2/chat/completions", "/V1/models", "/p", "/p/", "/p/x", "/%76%31/models", "/p/x%2f/y"])
+@pytest.mark.parametrize(
+    "target", ["/", "/v1", "/v2/chat/completions", "/V1/models", "/p", "/p/", "/p/x", "/%76%31/models", "/p/x%2f/y"]
+)
 def test_paths_that_farebox_does_not_serve_are_not_found(target: str) -> None:
     """Anything outside /v1/ and /p/PROVIDER/ is not forwarded anywhere."""
     with pytest.raises(NotFound, match="base_url"):

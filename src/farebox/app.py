@@ -39,7 +39,7 @@ ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 (a file name)
 JOURNAL_FOLDER = "journal"
 FIRST_KEY_NAME = "first"
 _DRAIN_S = 10.0
-"""How long a stop waits for the ledger to reach Postgres; what is left is drained from the journal at the next start."""
+"""How long a stop waits for the ledger to reach Postgres; the rest is drained at the next start."""
 
 
 class App:

@@ -109,7 +109,7 @@ class Provider:
         default=600.0,
         metadata=setting(
             Number(0.1, _DAY_S),
-            "Time without a byte from it, before the head of the answer (if shorter than response_timeout_s) or between "
+            "Time without a byte from it, before the head (if shorter than response_timeout_s) or between "
             "two pieces of it. After it the call ends as upstream_cut.",
         ),
     )
