@@ -1,0 +1,198 @@
+"""One answer as it passes: bytes in, bytes to forward out, at the end a `Reading`."""
+
+from __future__ import annotations
+
+from farebox.codings import Decoder
+from farebox.dialects.profile import Profile
+from farebox.dialects.usage import Account
+from farebox.meter.body import BodyMeter
+from farebox.meter.chat import ChatWire
+from farebox.meter.embeddings import EmbeddingsWire
+from farebox.meter.messages import MessagesWire
+from farebox.meter.reading import Notes, Reading
+from farebox.meter.responses import ResponsesWire
+from farebox.meter.sample import NO_TEXT, Text
+from farebox.meter.stream import StreamMeter
+from farebox.meter.wire import Wire
+from farebox.records import Family, Operation
+
+OPENING_BYTES_MAX = 4 * 1024
+"""Blank lines a body may open with before its kind is decided by the content type alone."""
+DECODED_BYTES_MAX = 4 * 1024 * 1024
+"""What one chunk of a compressed answer may unpack to; an answer with more is passed on unread."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class Meter:
+    """Reads one provider answer while it is forwarded.
+
+    Hand every piece of the body to `feed` and send what it returns; at the end of the body send
+    what `eof` returns. `finish` may be asked at any time and any number of times. Nothing here
+    raises for what a provider sends, and no byte is changed: `feed` returns the same object,
+    unless `withhold_usage` asks to take out the usage-only frame farebox itself caused. A
+    compressed answer is read from a decoded copy and passes whole.
+
+    `now` is a reading of a monotonic clock, in seconds. Memory: one event of
+    `event_bytes_max`, or a body of `body.BODY_BYTES_MAX`, and a sample of the text.
+    """
+
+    def __init__(
+        self,
+        *,
+        operation: Operation,
+        family: Family,
+        profile: Profile,
+        stream: bool,
+        withhold_usage: bool,
+        status: int,
+        content_type: str,
+        content_encoding: str,
+        event_bytes_max: int,
+    ) -> None:
+        decoder = Decoder(content_encoding, feed_bytes_max=DECODED_BYTES_MAX)
+        self._decoder = None if decoder.identity else decoder
+        self._notes = Notes(operation, profile)
+        self._wire = _wire_of(operation, family)
+        self._stream_asked = stream
+        self._withhold = withhold_usage and self._decoder is None
+        self._status = status
+        self._content_type = content_type.partition(";")[0].strip().lower()
+        self._event_bytes_max = event_bytes_max
+        self._opening = b""
+        """The first bytes, as long as they do not tell what kind of body it is."""
+        self._opening_sent = 0
+        self._stream: StreamMeter | None = None
+        self._body: BodyMeter | None = None
+        self._ended = False
+
+    @property
+    def terminal(self) -> bool:
+        """The event that ends the answer was fed; for a JSON body: it ended and could be read."""
+        return self._notes.terminal or (self._body is not None and self._notes.whole_body)
+
+    def feed(self, chunk: bytes, now: float) -> bytes:
+        """Read `chunk`, which arrived at `now`; returns what to forward at once (maybe nothing)."""
+        if self._stream is not None and self._decoder is None:
+            return self._stream.feed(chunk, now)
+        return self._route(chunk, now)
+
+    def eof(self) -> bytes:
+        """The provider's body ended, or broke off: returns what was still held back."""
+        if self._ended:
+            return b""
+        self._ended = True
+        if self._body is not None:
+            self._body.eof()
+        if self._stream is None:
+            return self._opening[self._opening_sent :]
+        held = self._stream.eof()
+        return held if self._decoder is None else b""
+
+    def finish(self) -> Reading:
+        """What the answer has told so far."""
+        notes, stream = self._notes, self._stream
+        account, raw = notes.account()
+        usage = account.usage
+        complete = notes.complete and notes.fault is None
+        text = self._text(account, complete)
+        return Reading(
+            usage=usage,
+            has_usage=usage.input_tokens is not None or usage.output_tokens is not None,
+            usage_raw=raw,
+            unexplained_tokens=account.unexplained or None,
+            output_provisional=notes.provisional,
+            model=notes.model,
+            service_tier=notes.service_tier,
+            response_id=notes.response_id,
+            tool_calls=notes.tools.calls(),
+            stream=stream is not None,
+            first_token_at=stream.first_token_at if stream is not None else None,
+            complete=complete,
+            in_band_error=notes.fault is not None and self._status < 400,
+            error_type=notes.fault.type if notes.fault is not None else None,
+            error_code=notes.fault.code if notes.fault is not None else None,
+            unparsed_events=notes.unparsed + (self._decoder is not None and self._decoder.broken),
+            output_text=text.sample,
+            output_chars_total=text.chars_total,
+            output_bytes_total=text.bytes_total,
+        )
+
+    def _text(self, account: Account, complete: bool) -> Text:
+        """The generated text, decoded only where tokens will have to be estimated from it."""
+        if account.usage.output_tokens is not None and complete and not self._notes.provisional:
+            return NO_TEXT
+        try:
+            reader = self._stream or self._body
+            return reader.text() if reader is not None else NO_TEXT
+        except Exception:
+            return NO_TEXT
+
+    def _route(self, chunk: bytes, now: float) -> bytes:
+        """The slower way: a body whose kind is not known yet, a document, or a compressed answer."""
+        data = self._decoder.feed(chunk) if self._decoder is not None else chunk
+        if self._stream is None and self._body is None:
+            data = self._opening + data
+            if not self._begin(data):
+                return self._await_kind(chunk, data)
+            # What went on already is blank where a frame may have to be withheld, and is not needed.
+            data, self._opening = data[self._opening_sent :] if self._withhold else data, b""
+        out = self._pass_on(data, now)
+        return out if self._withhold else chunk
+
+    def _await_kind(self, chunk: bytes, opening: bytes) -> bytes:
+        """Keep the opening; all of it goes on, or its blank part where a frame may have to be withheld."""
+        self._opening = opening
+        if not self._withhold:
+            self._opening_sent = len(opening)
+            return chunk
+        sent, self._opening_sent = self._opening_sent, len(opening) - len(opening.lstrip())
+        return opening[sent : self._opening_sent]
+
+    def _pass_on(self, data: bytes, now: float) -> bytes:
+        if self._stream is not None:
+            return self._stream.feed(data, now)
+        if self._body is not None:
+            self._body.feed(data)
+        return data
+
+    def _begin(self, data: bytes) -> bool:
+        """Decide what kind of body this is once its first bytes are there; whether that is decided."""
+        kind = _kind_of(data, self._content_type, self._stream_asked)
+        if kind is None:
+            return False
+        if kind:
+            self._stream = StreamMeter(
+                self._wire, self._notes, withhold=self._withhold, event_bytes_max=self._event_bytes_max
+            )
+        else:
+            self._body = BodyMeter(self._wire, self._notes, status=self._status)
+        return True
+
+
+def _kind_of(data: bytes, content_type: str, stream_asked: bool) -> bool | None:
+    """True for an event stream, False for a document, None while only blank space is there.
+
+    The bytes outrank the header: an event stream never starts with a bracket, a JSON document
+    always does, and servers do answer either with the other's content type.
+    """
+    start = data.removeprefix(_BOM).lstrip()
+    if start[:1] in (b"{", b"["):
+        return False
+    if start.startswith((b"data:", b"event:", b"id:", b"retry:", b":")):
+        return True
+    if len(start) < 6 and len(data) < OPENING_BYTES_MAX:
+        return None
+    if content_type in ("text/event-stream", "application/json"):
+        return content_type == "text/event-stream"
+    return stream_asked and bool(start) and not start.startswith(b"<")
+
+
+def _wire_of(operation: Operation, family: Family) -> Wire:
+    if operation == "messages" or (operation == "other" and family == "anthropic"):
+        return MessagesWire()
+    if operation == "responses":
+        return ResponsesWire()
+    if operation in ("embeddings", "moderations"):
+        return EmbeddingsWire()
+    return ChatWire()

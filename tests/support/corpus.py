@@ -1,0 +1,113 @@
+"""The recorded provider bodies, where they are at hand: `../shared/corpus` beside this repository.
+
+`python tests/support/corpus.py` (with `src` and `tests` importable) prints the figures for each API.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+from farebox.dialects import PROFILES
+from farebox.meter import Meter, Reading
+from farebox.records import Operation
+from support.answers import meter
+
+FOLDER = Path(__file__).parents[2] / "../shared/corpus"
+MANIFEST = FOLDER / "manifest.jsonl"
+APIS = ("chat", "completions", "responses", "embeddings", "messages")
+
+assert set(APIS) <= set(get_args(Operation))
+
+
+class Body:
+    """One recorded body with what its labels say."""
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        self.row = row
+        self.id: str = row["id"]
+        self.api: Operation = row["api"]
+        self.provider: str = row["provider"]
+        self.core: bool = row["tier"] == "core"
+        self.creates: bool = row["method"] in (None, "POST")
+        self.effective: dict[str, Any] | None = row["effective"]
+        self.expected: dict[str, Any] = row["expected"] or {}
+
+    @property
+    def data(self) -> bytes:
+        return (FOLDER / self.row["file"]).read_bytes()
+
+    @property
+    def wire(self) -> bytes | None:
+        """The bytes as they crossed the wire in gzip, where they were kept."""
+        path = FOLDER / (self.row["file"] + ".gz")
+        return path.read_bytes() if path.exists() else None
+
+    def meter(self, *, dialect: str | None = None, withhold: bool = False, encoding: str = "") -> Meter:
+        """A meter as the proxy makes it for this body; `dialect` instead of the recorded provider's."""
+        return meter(
+            self.api,
+            profile=PROFILES[dialect or self.provider],
+            stream=bool(self.row["stream"]),
+            withhold=withhold,
+            status=self.row["status"],
+            content_type=self.row["response_headers"].get("content-type", ""),
+            content_encoding=encoding,
+        )
+
+    def equals_label(self, reading: Reading) -> bool:
+        """Whether input and output are what the label says on one scale."""
+        label = self.effective
+        return label is None or (reading.usage.input_tokens, reading.usage.output_tokens) == (
+            label["input"],
+            label["output"],
+        )
+
+
+@cache
+def bodies() -> tuple[Body, ...]:
+    """Every body of the metered APIs; none where the corpus is not at hand."""
+    if not MANIFEST.exists():
+        return ()
+    rows = (json.loads(line) for line in MANIFEST.read_text().splitlines())
+    return tuple(Body(row) for row in rows if row["api"] in APIS)
+
+
+def groups() -> dict[str, list[Body]]:
+    """The bodies by API and provider, so that they can be tested side by side."""
+    found: dict[str, list[Body]] = {}
+    for body in bodies():
+        found.setdefault(f"{body.api}-{body.provider}", []).append(body)
+    return found
+
+
+def figures(dialect: str | None = None) -> dict[str, Counter[str]]:
+    """For each API: bodies, those with a label, those read equal to it, and the same of tier core."""
+    table: dict[str, Counter[str]] = {api: Counter() for api in APIS}
+    for body in bodies():
+        reader = body.meter(dialect=dialect)
+        reader.feed(body.data, 1.0)
+        reader.eof()
+        line = table[body.api]
+        line["bodies"] += 1
+        if body.effective is not None:
+            equal = body.equals_label(reader.finish())
+            line.update(labelled=1, equal=equal, core=body.core, core_equal=body.core and equal)
+    return table
+
+
+def lines(table: dict[str, Counter[str]]) -> Iterable[str]:
+    """The figures as a table for people."""
+    columns = ("bodies", "labelled", "equal", "core", "core_equal")
+    yield f"{'':12}" + "".join(f"{name:>12}" for name in columns)
+    for api, line in table.items():
+        yield f"{api:12}" + "".join(f"{line[name]:12}" for name in columns)
+
+
+if __name__ == "__main__":
+    for text in lines(figures()):
+        print(text)

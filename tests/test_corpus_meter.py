@@ -1,0 +1,187 @@
+"""Recorded bodies of two dozen providers: read equal to their labels, the same for every cut, passed byte for byte."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from farebox.dialects import PROFILES
+from farebox.meter import Reading
+from support.answers import cut, passed, plain, singly
+from support.corpus import APIS, MANIFEST, Body, bodies, figures, groups, lines
+
+pytestmark = pytest.mark.skipif(not MANIFEST.exists(), reason="the shared corpus is not here")
+
+SINGLY_BYTES_MAX = 3_000
+CUTS_BYTES_MAX = 400_000
+
+EXCEPTIONS: dict[str, str] = {}
+"""Bodies whose input or output differ from the label, by id, with the reason. None does."""
+
+GROK_ON_AZURE = "more cached tokens than prompt tokens, with a total that leaves no room for them: unreported"
+THINKING = "the label has no reasoning where Anthropic reports thinking_tokens"
+MEMO_EXCEPTIONS = {
+    **dict.fromkeys(
+        (
+            *("0392da443690", "071c513df045", "190c9be8625c", "2ef190bc602e", "3511908add18", "35483264bfa5"),
+            *("68d05f653c9c", "7c1783f28425", "97c4e39e58bf", "bb7370a5b8bd", "c043ad8e2ef8", "ecd94e6512a1"),
+            "f33dc4443492",
+        ),
+        GROK_ON_AZURE,
+    ),
+    **dict.fromkeys(("3799480f087f", "52791c44991a", "9a6f28a0bf52"), THINKING),
+    "a19935df02dc": "more reasoning than output, with a total that leaves no room for it: cut to the output",
+}
+"""Bodies whose memo fields (caches, reasoning) differ from the label, with the reason."""
+
+INCOMPLETE = {
+    "b8fae75fc664": "lines of JSON: results of a batch, no answer of this API",
+    "e3baf69436ab": "ends without a finish reason and without [DONE]",
+    "4c7b155aeab8": "the last event ends in a stray quotation mark",
+    "3f666a4afd0c": "every event is a JSON string that quotes an event",
+    "427567fefaa5": "every event is a JSON string that quotes an event",
+    "76a1037cc217": "not JSON",
+    "9465a1a50a7e": "not an event stream",
+    "46ca351c0361": "an error inside the stream",
+    "faf76981d131": "an error inside the stream",
+}
+"""Bodies under a status of success that are no complete answer, with the reason."""
+
+UNPARSED = {
+    "b8fae75fc664": 1,
+    "3f666a4afd0c": 183,
+    "427567fefaa5": 198,
+    "76a1037cc217": 1,
+    "9465a1a50a7e": 1,
+    "fb9a16b9fd5d": 1,
+}
+"""Events (or bodies) that nothing can read."""
+
+
+def whole(body: Body, **options: Any) -> Reading:
+    reader = body.meter(**options)
+    assert passed(reader, [body.data]) == body.data
+    return reader.finish()
+
+
+@pytest.mark.parametrize("group", groups().values(), ids=groups())
+def test_equal_to_the_labels(group: list[Body]) -> None:
+    """Input and output are what the label says, with the provider's dialect and with the plain one."""
+    for body in group:
+        for dialect in (None, "openai", "demo"):
+            reading = whole(body, dialect=dialect)
+            assert body.equals_label(reading) or body.id in EXCEPTIONS, body.row["file"]
+        if body.creates and body.effective is None:
+            total = body.expected.get("total")
+            assert reading.usage.input_tokens == total, body.row["file"]
+
+
+@pytest.mark.parametrize("group", groups().values(), ids=groups())
+def test_memo_fields(group: list[Body]) -> None:
+    """Caches, reasoning and audio are what the label says, where it says anything."""
+    for body in group:
+        usage = whole(body).usage
+        found = {
+            "cached": usage.cache_read_tokens,
+            "cache_write": usage.cache_write_tokens,
+            "reasoning": usage.reasoning_tokens,
+            "audio_in": usage.audio_input_tokens,
+            "audio_out": usage.audio_output_tokens,
+            "image_in": usage.image_tokens,
+        }
+        differing = {name for name, value in found.items() if name in body.expected and body.expected[name] != value}
+        assert bool(differing) is (body.id in MEMO_EXCEPTIONS), (body.row["file"], differing)
+
+
+@pytest.mark.parametrize("group", groups().values(), ids=groups())
+def test_endings_and_errors(group: list[Body]) -> None:
+    """Answers that ended are complete, errors have their kind, and only what nothing can read is counted so."""
+    for body in group:
+        reading = whole(body)
+        assert reading.unparsed_events == UNPARSED.get(body.id, 0), body.row["file"]
+        assert reading.unexplained_tokens is None, body.row["file"]
+        if body.row["status"] < 400:
+            assert reading.complete is (body.id not in INCOMPLETE), body.row["file"]
+            assert reading.in_band_error is bool(body.row["features"].get("error_inside_200_stream"))
+        else:
+            assert not reading.in_band_error
+            value = _json(body.data)
+            if isinstance(value, dict) and ("error" in value or value.get("object") == "error"):
+                assert reading.error_type or reading.error_code, body.row["file"]
+
+
+@pytest.mark.parametrize("group", groups().values(), ids=groups())
+def test_cuts_change_nothing(group: list[Body]) -> None:
+    """Cut anywhere, a body gives the same reading and the same bytes, withholding or not."""
+    for number, body in enumerate(group):
+        data = body.data
+        if len(data) > CUTS_BYTES_MAX:
+            continue
+        cuttings = [cut(data, number, 3), cut(data, number + 1, 40)] if body.core else [cut(data, number, 12)]
+        if body.core and len(data) <= SINGLY_BYTES_MAX:
+            cuttings.append(singly(data))
+        for withhold in (False, True):
+            reader = body.meter(withhold=withhold)
+            out = passed(reader, [data])
+            wanted = plain(reader.finish()), reader.terminal
+            assert out == (_without_usage_frames(data) if withhold and reader.finish().stream else data)
+            for pieces in cuttings:
+                again = body.meter(withhold=withhold)
+                assert passed(again, pieces) == out, body.row["file"]
+                assert (plain(again.finish()), again.terminal) == wanted, body.row["file"]
+
+
+def test_compressed_bytes() -> None:
+    """Bodies kept as they crossed the wire are read through their compression."""
+    kept = [(body, wire) for body in bodies() if (wire := body.wire) is not None]
+    assert kept
+    for body, wire in kept:
+        reader = body.meter(encoding="gzip")
+        assert passed(reader, cut(wire, 1, 5)) == wire
+        assert body.equals_label(reader.finish())
+        assert reader.finish().complete
+
+
+@pytest.mark.parametrize("dialect", [None, "openai"])
+def test_figures(dialect: str | None, record_property: pytest.RecordProperty) -> None:
+    """All of tier core, and everything else that has a label, is read equal to it."""
+    table = figures(dialect)
+    for line in lines(table):
+        print(line)
+    record_property("figures", {api: dict(table[api]) for api in APIS})
+    for api, line in table.items():
+        assert line["core_equal"] == line["core"] > 0, api
+        assert line["equal"] == line["labelled"], api
+
+
+def test_providers_have_profiles() -> None:
+    """Every provider of the corpus has a profile of its name."""
+    assert {body.provider for body in bodies()} <= set(PROFILES)
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def _without_usage_frames(stream: bytes) -> bytes:
+    """A recorded stream less its usage-only frames, found by a second, simpler reading."""
+    blocks = re.split(rb"(?<=\n\n)", stream)
+    return b"".join(block for block in blocks if not _is_usage_only(block))
+
+
+def _is_usage_only(block: bytes) -> bool:
+    if block.lstrip(b"\n").startswith(b"data:") and block.strip().count(b"\n") == 0:
+        value = _json(block.strip().removeprefix(b"data:"))
+        return (
+            isinstance(value, dict)
+            and value.get("choices") == []
+            and isinstance(value.get("usage"), dict)
+            and not set(value) & {"error", "prompt_filter_results", "moderation"}
+        )
+    return False
