@@ -1,0 +1,401 @@
+"""The journal: begins and ends go in, ends come out in order, and nothing in between is lost.
+
+One folder, one owner (locked for the owner's life), a row of segment files of a fixed size.
+`begin` writes down that a call goes out, `end` how it ended; both reach the operating system
+before they return, so a killed process loses neither. The drain reads the ends back from the
+files, so a million of them waiting for Postgres cost disk and no memory.
+
+A segment whose ends are all drained is deleted. Calls still under way that began in it are carried
+forward first: their begins are written again at the end of the journal, and synced, before it
+goes. What survives a crash is read at `open`: begins without an end are the `orphans`; ends that
+may not have been drained are delivered again, which the receiver must tolerate.
+
+Not thread-safe: one thread uses a journal. What payloads mean, retrying, and adopting the
+journals of the dead are the ledger's business.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from farebox.journal.errors import NO_ROOM, JournalFailed, JournalFull, JournalLocked, JournalUnavailable
+from farebox.journal.format import BEGIN, END, FRAME_BYTES, PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX, Record, frame
+from farebox.journal.room import Room
+from farebox.journal.segment import HEADER_BYTES, Segment, allocate, segments_in
+from farebox.journal.sync import OnFault, Syncer, sync_file
+
+_LOCK = "lock"
+_FAILED = "the journal's disk failed; no new calls are taken until farebox is restarted"
+_CARRY_MAX = 256
+"""Begins carried forward in one step, so that the event loop is not held up; the rest follows with the next."""
+
+
+class Orphan(NamedTuple):
+    """A begin without an end, left by a life that crashed. `seen_at`: when that life last wrote (Unix seconds)."""
+
+    id: bytes
+    payload: bytes
+    seen_at: float
+
+
+class _Batch(NamedTuple):
+    segment: Segment
+    offset: int
+    rows: int
+    unwritten: int
+    newest_at: float
+
+
+class Journal:
+    """An open journal. Made by `Journal.open`."""
+
+    def __init__(
+        self,
+        room: Room,
+        syncer: Syncer,
+        resources: ExitStack,
+        *,
+        fsync_ms: float | None,
+        clock: Callable[[], float],
+        on_fault: OnFault,
+    ) -> None:
+        self._room = room
+        self._syncer = syncer
+        self._resources = resources
+        self._fsync_ms = fsync_ms
+        self._clock = clock
+        self._on_fault = on_fault
+        self._failed = False
+        self._open: dict[bytes, Segment] = {}
+        self._orphans: list[bytes] = []
+        self._seen_at = 0.0
+        # Ends the disk did not take although room was set aside for them. Bounded by the calls under
+        # way when that began, since no begin is taken then.
+        self._unwritten: deque[tuple[bytes, bytes]] = deque()
+        self._backlog = 0
+        self._oldest_at = 0.0
+        self._cursor: tuple[Segment, int]
+        self._batch: _Batch | None = None
+        self.damaged_bytes = 0
+        """Bytes found at `open` that were written and make no record: a few are normal after a crash."""
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        segment_bytes: int = 16 * 1024 * 1024,
+        max_bytes: int = 1024 * 1024 * 1024,
+        fsync_ms: float | None = 20,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        allocate: Callable[[int, int], None] = allocate,
+        sync: Callable[[int], None] = sync_file,
+        on_fault: OnFault = lambda what, error: None,
+    ) -> Journal:
+        """Lock `folder` (made if absent) and read what an earlier life left. Blocks, for seconds if there is a lot.
+
+        segment_bytes  size of new files; `max_bytes` bounds all of them together, then begins are refused
+        fsync_ms       None: never sync. 0: each append is on disk before it returns. Else: groups this far apart
+        on_fault       told of a disk that failed (what was tried, the error), from any thread
+
+        Raises JournalLocked, JournalFull (no room for the first segment), JournalVersionError, OSError.
+        """
+        with ExitStack() as resources:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            resources.callback(os.close, _lock(folder))
+            folder_fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            resources.callback(os.close, folder_fd)
+            syncer = Syncer(folder_fd, interval_s=(fsync_ms or 0) / 1000, sync=sync, on_fault=on_fault)
+            room = Room(
+                folder,
+                segment_bytes=segment_bytes,
+                max_bytes=max_bytes,
+                allocate=allocate,
+                monotonic=monotonic,
+                made=syncer.mark_folder,
+            )
+            resources.callback(room.close)
+            syncer.start()
+            resources.callback(syncer.close)
+            journal = cls(room, syncer, resources, fsync_ms=fsync_ms, clock=clock, on_fault=on_fault)
+            journal._recover(folder)
+            journal._resources = resources.pop_all()
+            return journal
+
+    # -- appending -----------------------------------------------------------------------------
+
+    def begin(self, id: bytes, payload: bytes) -> None:
+        """Write down that call `id` (16 bytes) goes out. Raises JournalFull or JournalFailed.
+
+        After it returned, `end` of the same id can't fail. ValueError: too large, or begun already.
+        """
+        if self._failed or self._syncer.fault is not None:
+            raise JournalFailed(_FAILED)
+        if len(payload) > PAYLOAD_BYTES_MAX or id in self._open:
+            raise ValueError("payload too large, or this id has begun already")
+        record = frame(BEGIN, id, payload, self._clock())
+        segment, at = self._append(record, len(self._open) + 1)
+        segment.open[id] = (at, len(record))
+        self._open[id] = segment
+        self._written(segment)
+        if self._syncer.fault is not None:
+            # Only where each append is synced: the call won't go out, so nothing may be left of it.
+            self.end(id, b"")
+            raise JournalFailed(_FAILED)
+
+    def end(self, id: bytes, payload: bytes) -> None:
+        """Write down how call `id` ended; an empty payload says that there is nothing to deliver.
+
+        Never fails for an id that has begun; ValueError: too large. For one that has not begun, room
+        must be found as for a begin, and JournalFull or JournalFailed says that it was not.
+        """
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise ValueError("payload too large")
+        now = self._clock()
+        record = frame(END, id, payload, now)
+        if id in self._open:
+            self._append_end(record, id, payload)
+            self._forget(id)
+        else:
+            segment, _ = self._append(record, len(self._open))
+            self._written(segment)
+        if payload:
+            if not self._backlog:
+                self._oldest_at = now
+            self._backlog += 1
+
+    def _append(self, record: bytes, ends: int) -> tuple[Segment, int]:
+        """Write `record` where `ends` ends still fit after it: the segment and the offset."""
+        try:
+            segment = self._room.find(len(record), ends)
+            return segment, segment.write(record)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise JournalFull("the disk of the journal is full") from error
+            self._fail("write", error)
+            raise JournalFailed(_FAILED) from error
+
+    def _append_end(self, record: bytes, id: bytes, payload: bytes) -> None:
+        segment = self._room.used[-1]
+        try:
+            if segment.size - segment.end < len(record):
+                segment = self._room.next()
+            segment.write(record)
+        except (OSError, JournalFull) as error:
+            # It goes to Postgres from memory. Should farebox die before, its begin is an orphan.
+            self._unwritten.append((id, payload))
+            if isinstance(error, OSError) and error.errno not in NO_ROOM:
+                self._fail("write", error)
+            elif len(self._unwritten) == 1:
+                self._on_fault("write", error)
+        else:
+            self._written(segment)
+
+    def _written(self, segment: Segment) -> None:
+        if self._fsync_ms:
+            if not segment.dirty:
+                self._syncer.mark(segment)
+        elif self._fsync_ms == 0:
+            self._syncer.sync_now(segment)
+
+    def _fail(self, what: str, error: Exception) -> None:
+        if not self._failed:
+            self._failed = True
+            self._on_fault(what, error)
+
+    # -- draining ------------------------------------------------------------------------------
+
+    def next_batch(self, rows_max: int) -> list[bytes]:
+        """Up to `rows_max` payloads of ends, oldest first; the same ones again until `commit`. Empty: none are left."""
+        first, offset = self._cursor
+        payloads: list[bytes] = []
+        newest_at = 0.0
+        for segment in [s for s in self._room.used if s.number >= first.number]:
+            offset = offset if segment is first else HEADER_BYTES
+            for found in segment.chunks(offset, segment.end):
+                for record in found.records:
+                    if record.kind != END or not record.payload:
+                        continue
+                    payloads.append(record.payload)
+                    newest_at = record.written_at
+                    if len(payloads) == rows_max:
+                        self._batch = _Batch(segment, record.stop, rows_max, 0, newest_at)
+                        return payloads
+            self._batch = _Batch(segment, segment.end, len(payloads), 0, newest_at)
+        return self._add_unwritten(payloads, rows_max)
+
+    def _add_unwritten(self, payloads: list[bytes], rows_max: int) -> list[bytes]:
+        """Complete a batch that reached the end of the files with what only memory holds."""
+        more = [payload for _, payload in self._unwritten if payload][: rows_max - len(payloads)]
+        assert self._batch is not None
+        self._batch = self._batch._replace(rows=len(payloads) + len(more), unwritten=len(more))
+        payloads += more
+        if not payloads:
+            self.commit()
+        return payloads
+
+    def commit(self) -> None:
+        """The last batch is where it belongs: go on behind it, and delete what is done with."""
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        self._cursor = (batch.segment, batch.offset)
+        self._backlog -= batch.rows
+        self._oldest_at = batch.newest_at or self._oldest_at
+        for _ in range(batch.unwritten):
+            self._unwritten.popleft()
+        self._delete_drained()
+
+    def _delete_drained(self) -> None:
+        """Delete what lies behind the cursor, carrying forward what has begun there and goes on.
+
+        A segment that can't be carried from for lack of room stays, and the ones after it go all the
+        same. Begins in it may then have lost their ends, and after a crash they would be orphans
+        once more; their ids are known where the ends went.
+        """
+        current, _ = self._cursor
+        for segment in list(self._room.used):
+            if segment is current or self.failed:
+                return
+            try:
+                if not self._carry(segment):
+                    return
+            except JournalUnavailable:
+                continue
+            self._room.used.remove(segment)
+            self._syncer.retire(segment)
+
+    def _carry(self, segment: Segment) -> bool:
+        """Write the open begins of `segment` again, up to a number; whether none is left in it."""
+        for id, (at, length) in list(segment.open.items())[:_CARRY_MAX]:
+            target, copied_at = self._append(segment.read(at, length), len(self._open))
+            del segment.open[id]
+            target.open[id] = (copied_at, length)
+            self._open[id] = target
+            if not target.dirty:
+                # Also where appends are never synced: the original is deleted after this sync.
+                self._syncer.mark(target)
+        return not segment.open
+
+    # -- facts ---------------------------------------------------------------------------------
+
+    @property
+    def backlog(self) -> int:
+        """Ends not yet drained."""
+        return self._backlog
+
+    @property
+    def oldest_at(self) -> float | None:
+        """Unix seconds of the oldest end not yet drained, or a little before it; None without a backlog."""
+        return self._oldest_at if self._backlog else None
+
+    @property
+    def in_flight(self) -> int:
+        """Begins without an end."""
+        return len(self._open)
+
+    @property
+    def failed(self) -> bool:
+        """The disk reported an error: begins are refused until a restart."""
+        return self._failed or self._syncer.fault is not None
+
+    def has_room(self) -> bool:
+        """Whether a begin would be taken now. Asks the disk, so it is for those who wonder, not for every call."""
+        try:
+            self._room.find(RECORD_BYTES_MAX, len(self._open) + 1)
+        except (JournalFull, OSError):
+            return False
+        return not self.failed
+
+    @property
+    def bytes_held(self) -> int:
+        """Size of all segment files."""
+        return self._room.bytes_held
+
+    def orphans(self) -> list[Orphan]:
+        """Begins without an end that an earlier life left, oldest first; each leaves the list with its `end`."""
+        found = []
+        for id in self._orphans:
+            segment = self._open.get(id)
+            if segment is not None:
+                at, length = segment.open[id]
+                found.append(Orphan(id, segment.read(at, length)[FRAME_BYTES:], self._seen_at))
+        return found
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def _recover(self, folder: Path) -> None:
+        for path in segments_in(folder):
+            segment = Segment.reopen(path)
+            try:
+                for record in segment.recover():
+                    self._replay(record, segment)
+            except BaseException:
+                segment.close()
+                raise
+            self.damaged_bytes += segment.damaged
+            self._room.take_back(segment)
+            if segment.end > HEADER_BYTES and self._fsync_ms is not None:
+                # The life that wrote it may have died before its sync.
+                self._syncer.mark(segment)
+        if not self._room.used:
+            self._room.next()
+        self._cursor = (self._room.used[0], HEADER_BYTES)
+        self._orphans = list(self._open)
+
+    def _replay(self, record: Record, segment: Segment) -> None:
+        self._seen_at = max(self._seen_at, record.written_at)
+        self._forget(record.id)
+        if record.kind == BEGIN:
+            segment.open[record.id] = (record.start, record.stop - record.start)
+            self._open[record.id] = segment
+        elif record.payload:
+            self._oldest_at = self._oldest_at or record.written_at
+            self._backlog += 1
+
+    def _forget(self, id: bytes) -> None:
+        segment = self._open.pop(id, None)
+        if segment is not None:
+            del segment.open[id]
+
+    def close(self) -> None:
+        """Sync, and let go of the folder. A journal with nothing left in it leaves no segments behind."""
+        done = not self._backlog and not self._open and not self.failed
+        self._write_unwritten()
+        self._syncer.close()
+        if done:
+            for segment in self._room:
+                segment.remove()
+        self._resources.close()
+
+    def _write_unwritten(self) -> None:
+        """Try once more to put on disk what only memory holds, before it goes."""
+        for id, payload in self._unwritten:
+            try:
+                segment, _ = self._append(frame(END, id, payload, self._clock()), len(self._open))
+            except JournalUnavailable as error:
+                self._on_fault("close", error)
+                return
+            if not segment.dirty:
+                self._syncer.mark(segment)
+
+
+def _lock(folder: Path) -> int:
+    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise JournalLocked(f"another farebox process uses {folder}") from None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

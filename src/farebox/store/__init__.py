@@ -1,0 +1,21 @@
+"""Postgres, the truth: keys and the ledger's rows. The only package that talks to a database.
+
+`store` has the calls, `migrations` brings the schema up to date, `failures` says which errors pass by
+themselves. The SQL is in `farebox/sql`.
+"""
+
+from farebox.store.failures import SchemaError, StoreUnavailable, is_refusal, is_transient
+from farebox.store.store import Store
+from farebox.store.usage import Page, ToolTotals, UsageFilter, UsageTotals
+
+__all__ = [
+    "Page",
+    "SchemaError",
+    "Store",
+    "StoreUnavailable",
+    "ToolTotals",
+    "UsageFilter",
+    "UsageTotals",
+    "is_refusal",
+    "is_transient",
+]

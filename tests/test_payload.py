@@ -1,0 +1,149 @@
+"""Events as bytes: always within the journal's room, always something that JSON and `jsonb` can hold."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farebox.payload import BYTES_MAX, bare, cut, encode, repair
+from farebox.records import ToolCall, UsageEvent
+from support.events import STARTED, event
+
+HARSH = st.text(st.characters(codec=None), max_size=300) | st.sampled_from(["\0", "\ud800", "x" * 9000, "😀" * 3000])
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | HARSH,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(HARSH, inner, max_size=4),
+    max_leaves=20,
+)
+HARSH_EVENTS = st.builds(
+    event,
+    key_name=st.none() | HARSH,
+    team=HARSH,
+    end_user=HARSH,
+    session=HARSH,
+    tags=st.dictionaries(HARSH, HARSH, max_size=5),
+    provider=HARSH,
+    endpoint=HARSH,
+    requested_model=HARSH,
+    model=HARSH,
+    upstream_request_id=HARSH,
+    usage_raw=PLAIN,
+    input_tokens=st.none() | st.integers(-(2**70), 2**70),
+    provider_cost_usd=st.none() | st.decimals(allow_nan=False) | st.just(Decimal("1." + "1" * 5000)),
+    tool_calls=st.lists(st.builds(ToolCall, HARSH, st.integers(0, 9), st.integers(0, 9)), max_size=40),
+    error_code=HARSH,
+)
+
+
+def storable(payload: bytes) -> dict[str, Any]:
+    """The object in `payload`, after checking that the journal and `jsonb` take it."""
+    assert len(payload) <= BYTES_MAX
+    members = json.loads(payload.decode())
+    text = json.dumps(members, ensure_ascii=False)
+    assert "\0" not in text
+    assert "\\u0000" not in text
+    text.encode()
+    return members
+
+
+@given(HARSH_EVENTS)
+def test_any_event_becomes_a_storable_payload(event: UsageEvent) -> None:
+    """Whatever clients and providers put into an event, it keeps its id and fits."""
+    members = storable(encode(event))
+    assert members["id"] == str(event.id)
+    assert members["started_at"].startswith("2024-11-22T10:00:00")
+    assert members["outcome"] == "complete"
+
+
+@given(HARSH_EVENTS)
+def test_a_refused_event_is_made_harmless(event: UsageEvent) -> None:
+    """The bare form keeps id and outcome, counts that a bigint can hold, and nothing else that could be refused."""
+    members = storable(bare(encode(event), STARTED))
+    assert members["id"] == str(event.id)
+    assert members["outcome"] == "complete"
+    counted = event.input_tokens is not None and 0 <= event.input_tokens < 2**63
+    assert members["input_tokens"] == (event.input_tokens if counted else None)
+    assert all(value.isascii() for value in members.values() if isinstance(value, str))
+
+
+def test_an_ordinary_event_is_encoded_as_it_is() -> None:
+    """Nothing is dropped from an event that fits."""
+    usual = event(tags={"a": "é"}, usage_raw=msgspec.Raw(b'{"x":1e400}'), cost_usd=Decimal("0.10"))
+    assert encode(usual) == msgspec.json.encode(usual)
+
+
+@pytest.mark.parametrize(
+    ("raw", "kept"),
+    [
+        (b'{"a":"\\u0000b"}', {"a": "\ufffdb"}),
+        (b'{"a":"\\u00e9"}', {"a": "é"}),
+        (b'{"a":"\\ud83d\\ude00"}', {"a": "😀"}),
+        (b'{"a":"\\ud800"}', None),
+        (b'{"a":"\xff"}', None),
+        (b'{"a":', None),
+    ],
+)
+def test_a_providers_object_is_kept_where_it_can_be(raw: bytes, kept: object) -> None:
+    """A usage object with escapes is mended, one that is broken is left out, and the event stands."""
+    padded = raw if kept is not None or b"\\u" in raw or not raw.isascii() else raw + b"\\u"
+    assert storable(encode(event(usage_raw=msgspec.Raw(padded)))).get("usage_raw") == kept
+
+
+def test_the_least_needed_goes_first() -> None:
+    """A large raw object is dropped before tool calls, tool calls before the name of the model."""
+    calls = [ToolCall(f"tool-{n}", 1, 1) for n in range(30)]
+    members = storable(encode(event(usage_raw={"x": "y" * 4000}, tool_calls=calls, tool_calls_count=30)))
+    assert "usage_raw" not in members
+    assert len(members["tool_calls"]) == 30
+    members = storable(encode(event(tool_calls=[ToolCall("t" * 500, 1, 1)] * 30, tool_calls_count=30, model="m" * 999)))
+    assert members["tool_calls_count"] == 30
+    assert "tool_calls" not in members or len(members["tool_calls"]) <= 20
+    assert members["model"] == "m" * 200
+
+
+def test_a_cut_call_ends_when_its_process_last_wrote() -> None:
+    """A begin becomes a `farebox_cut` that ends at the last sign of life, never before it started."""
+    begin = encode(event(outcome="complete", input_tokens=7, usage_source="estimate"))
+    later = STARTED.timestamp() + 5
+    members = storable(cut(begin, later))
+    assert (members["outcome"], members["input_tokens"], members["usage_source"]) == ("farebox_cut", 7, "estimate")
+    assert datetime.fromisoformat(members["finished_at"]) == datetime.fromtimestamp(later, UTC)
+    members = storable(cut(begin, STARTED.timestamp() - 5))
+    assert datetime.fromisoformat(members["finished_at"]) == STARTED
+
+
+@pytest.mark.parametrize("junk", [b"", b"{", b"[]", b"1", b"\xff\xfe"])
+def test_what_is_no_event_is_said_to_be_none(junk: bytes) -> None:
+    """Bytes that are no JSON object raise ValueError, whatever is to be done with them."""
+    for attempt in (lambda: cut(junk, 0.0), lambda: bare(junk, STARTED)):
+        with pytest.raises(ValueError):
+            attempt()
+    with pytest.raises(ValueError):
+        bare(b'{"id": "no uuid"}', STARTED)
+
+
+def test_bare_mends_times_and_defaults() -> None:
+    """A bare row has times and an outcome even where the event had none that can be read."""
+    id = UUID(int=1)
+    payload = msgspec.json.encode({"id": id, "started_at": "soon", "outcome": "?", "status": 70000, "output_tokens": 3})
+    members = storable(bare(payload, STARTED))
+    assert (members["started_at"], members["finished_at"]) == ("2024-11-22T10:00:00Z",) * 2
+    assert (members["outcome"], members["usage_source"]) == ("farebox_cut", "none")
+    assert (members["status"], members["output_tokens"], members["attempt"]) == (None, 3, 1)
+
+
+def test_repair_leaves_what_is_well() -> None:
+    """A begin that needs nothing is passed on as the same bytes; one that does is mended."""
+    payload = encode(event(team="ops"))
+    assert repair(payload) is payload
+    members = storable(repair(msgspec.json.encode({"id": "x", "team": "a\0b", "session": "s" * 9000})))
+    assert members["team"] == "a\ufffdb"
+    assert len(members["session"]) == 200
