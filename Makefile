@@ -9,7 +9,7 @@ JOBS ?= auto
 .PHONY: run test test-long lint format clean
 
 run: $(VENV)/.run
-	@$(BIN)/farebox serve
+	@$(BIN)/farebox serve $(ARGS)
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not long" $(ARGS)
@@ -43,9 +43,10 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml
 $(VENV)/.dev: $(VENV)/.run pyproject.toml
 	@echo "installing what the tests need into $(VENV) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
-	@# Deviants and real servers for the tests; each of those tests skips without its server.
-	@$(BIN)/python -m pip install -q --disable-pip-version-check 'xllamacpp>=2026' \
-		|| echo "xllamacpp has no wheel here: the llama.cpp tests will skip"
+	@# Real servers to test against. Without one of them its tests skip.
+	@for package in 'xllamacpp>=2026' 'llm-katan>=0.22'; do \
+		$(BIN)/python -m pip install -q --disable-pip-version-check "$$package" \
+		|| echo "$$package can't be installed here: its tests will skip"; done
 	@touch $@
 
 clean:

@@ -47,8 +47,6 @@ class Attempt:
     started_at: datetime
     received: float
     sent: float
-    journaled: bool = True
-    """Its begin is in the journal. False only where metering.on_ledger_failure lets calls pass unrecorded."""
     status: int | None = None
     upstream_request_id: str | None = None
     last_byte: float | None = None
@@ -82,7 +80,7 @@ def outcome_of(attempt: Attempt, reading: Reading | None, ending: Ending, *, gon
         if ending == "shutdown":
             return "farebox_cut"
         return "client_gone" if ending == "client" else "upstream_error"
-    if attempt.status >= 400 or (reading is not None and reading.in_band_error):
+    if attempt.status >= 400 or _failed_in_band(attempt, reading):
         return "upstream_error"
     if ending == "shutdown":
         return "farebox_cut"
@@ -145,6 +143,11 @@ def account(
     return event
 
 
+def _failed_in_band(attempt: Attempt, reading: Reading | None) -> bool:
+    """An error inside a 2xx answer. What a stored job or response says of its own past is not one."""
+    return reading is not None and reading.in_band_error and attempt.target.metered
+
+
 def _input_known(reading: Reading) -> bool:
     return reading.has_usage and reading.usage.input_tokens is not None
 
@@ -167,17 +170,20 @@ def _fill(
 
 def _copy(event: UsageEvent, reading: Reading, attempt: Attempt) -> None:
     usage = reading.usage
+    event.model = reading.model
+    event.unparsed_events = reading.unparsed_events
+    failed = (attempt.status or 0) >= 400 or _failed_in_band(attempt, reading)
+    if failed and (reading.error_type is not None or reading.error_code is not None):
+        event.error_type, event.error_code = reading.error_type, reading.error_code
+    if not attempt.target.metered:
+        return  # A stored response, batch or run tells its usage again to everyone who reads it.
     if reading.has_usage:
         for name in usage.__struct_fields__:
             setattr(event, name, getattr(usage, name))
         event.usage_raw = reading.usage_raw
-    event.model = reading.model
     event.service_tier = reading.service_tier
     event.tool_calls = reading.tool_calls
     event.tool_calls_count = sum(call.count for call in reading.tool_calls)
-    event.unparsed_events = reading.unparsed_events
-    if reading.error_type is not None or reading.error_code is not None:
-        event.error_type, event.error_code = reading.error_type, reading.error_code
     if reading.first_token_at is not None:
         event.ttft_ms = _ms(reading.first_token_at - attempt.received)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import secrets
 import socket
@@ -228,9 +229,10 @@ def _bind(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as exc:
-        raise FareboxError(
-            f"can't listen on {host} port {port}: {exc.strerror}. Is another farebox running? "
-            "`farebox serve --port N` takes another port."
-        ) from exc
+        hint = {
+            errno.EADDRINUSE: "Is another farebox running? `farebox serve --port N` takes another port.",
+            errno.EACCES: "`farebox serve --port N` takes another port.",
+        }.get(exc.errno or 0, "server.host must be an address of this machine.")
+        raise FareboxError(f"can't listen on {host} port {port}: {exc.strerror}. {hint}") from exc
     listener.setblocking(False)
     return listener

@@ -1,15 +1,18 @@
 """The built-in `demo` provider: an honest echo, for trying farebox before any provider is set up.
 
-It speaks enough of two APIs for an SDK to hold a conversation (`/chat/completions`, `/messages`,
-`/models`), streams at a human pace, says in every answer what it is, and counts its tokens with
-the tokenizer that estimates use. It is a server of its own on a loopback port, so that calls to it
+It speaks enough of three APIs for an SDK to hold a conversation (`/chat/completions`, `/responses`,
+`/messages`; also `/models`), streams at a human pace, says in every answer what it is, and counts
+its tokens with the tokenizer that estimates use. It is a server of its own on a loopback port, so that calls to it
 take the whole way through farebox.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import itertools
+import re
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -18,8 +21,11 @@ from aiohttp import web
 MODEL = "farebox-demo"
 _PACE_S = 0.04
 """Seconds between two streamed words: about 25 words a second."""
+_WORD = re.compile(r"\s*\S+\s*")
 _ECHO_CHARS_MAX = 600
 _BODY_BYTES_MAX = 4 << 20
+_SPEAKS = "It speaks /chat/completions, /responses and /messages."
+_NEEDS_MESSAGES = "The demo provider needs a JSON object with a list of messages."
 
 Json = dict[str, Any]
 
@@ -37,6 +43,7 @@ class DemoProvider:
         app = web.Application(client_max_size=_BODY_BYTES_MAX)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/responses", self._responses)
         app.router.add_post("/v1/messages", self._messages)
         app.router.add_route("*", "/{path:.*}", self._elsewhere)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -54,14 +61,14 @@ class DemoProvider:
         return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "farebox"}]})
 
     async def _elsewhere(self, request: web.Request) -> web.StreamResponse:
-        return _error(404, f"The demo provider has no {request.path}: it speaks /chat/completions and /messages.")
+        return _error(request, 404, f"The demo provider, an echo, has no {request.path}. {_SPEAKS}")
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await _read(request)
-        if body is None:
-            return _error(400, "The demo provider needs a JSON object with a list of messages.")
-        answer, used = self._answer(body)
-        head = self._identity("chatcmpl-demo", body) | {"created": 0}
+        if body is None or not isinstance(body.get("messages"), list):
+            return _error(request, 400, _NEEDS_MESSAGES)
+        answer, used = self._answer(body["messages"])
+        head = self._identity("chatcmpl-demo") | {"created": int(time.time())}
         usage = {"prompt_tokens": used, "completion_tokens": self._count(answer)}
         usage["total_tokens"] = sum(usage.values())
         if body.get("stream") is not True:
@@ -88,13 +95,50 @@ class DemoProvider:
 
         return await _stream(request, write)
 
+    async def _responses(self, request: web.Request) -> web.StreamResponse:
+        body = await _read(request)
+        heard = body.get("input") if body is not None else None
+        if body is None or not isinstance(heard, (str, list)):
+            return _error(request, 400, "The demo provider needs a JSON object with an input: a string or a list.")
+        answer, used = self._answer([{"content": heard}] if isinstance(heard, str) else heard)
+        usage = {"input_tokens": used, "output_tokens": self._count(answer)}
+        usage["total_tokens"] = sum(usage.values())
+        place: Json = {"item_id": f"msg_demo_{self._made}", "output_index": 0, "content_index": 0}
+        part: Json = {"type": "output_text", "text": answer, "annotations": []}
+        item: Json = {"id": place["item_id"], "type": "message", "role": "assistant"}
+        whole = item | {"status": "completed", "content": [part]}
+        begun: Json = self._identity("resp_demo") | {"object": "response", "created_at": int(time.time())}
+        response = begun | {"status": "completed", "output": [whole], "usage": usage}
+        if body.get("stream") is not True:
+            return web.json_response(response)
+        begun |= {"status": "in_progress", "output": [], "usage": None}
+
+        async def write(send: Callable[[bytes], Awaitable[None]]) -> None:
+            number = itertools.count()
+
+            async def event(kind: str, **members: object) -> None:
+                await send(_event(f"response.{kind}", sequence_number=next(number), **members))
+
+            await event("created", response=begun)
+            await event("output_item.added", output_index=0, item=item | {"status": "in_progress", "content": []})
+            await event("content_part.added", part=part | {"text": ""}, **place)
+            for word in _words(answer):
+                await asyncio.sleep(self._pace_s)
+                await event("output_text.delta", delta=word, **place)
+            await event("output_text.done", text=answer, **place)
+            await event("content_part.done", part=part, **place)
+            await event("output_item.done", output_index=0, item=whole)
+            await event("completed", response=response)
+
+        return await _stream(request, write)
+
     async def _messages(self, request: web.Request) -> web.StreamResponse:
         body = await _read(request)
-        if body is None:
-            return _error(400, "The demo provider needs a JSON object with a list of messages.")
-        answer, used = self._answer(body)
+        if body is None or not isinstance(body.get("messages"), list):
+            return _error(request, 400, _NEEDS_MESSAGES)
+        answer, used = self._answer(body["messages"])
         usage = {"input_tokens": used, "output_tokens": self._count(answer)}
-        message: Json = self._identity("msg_demo", body) | {
+        message: Json = self._identity("msg_demo") | {
             "type": "message",
             "role": "assistant",
             "content": [{"type": "text", "text": answer}],
@@ -119,18 +163,18 @@ class DemoProvider:
 
         return await _stream(request, write)
 
-    def _identity(self, prefix: str, body: Json) -> Json:
+    def _identity(self, prefix: str) -> Json:
         self._made += 1
         return {"id": f"{prefix}-{self._made}", "model": MODEL}
 
-    def _answer(self, body: Json) -> tuple[str, int]:
+    def _answer(self, messages: list[Any]) -> tuple[str, int]:
         """What is said, and how many tokens were read."""
-        texts = [_text(m.get("content")) for m in body["messages"] if isinstance(m, dict)]
+        texts = [_text(m.get("content")) for m in messages if isinstance(m, dict)]
         heard = texts[-1] if texts else ""
         echo = heard if len(heard) <= _ECHO_CHARS_MAX else heard[:_ECHO_CHARS_MAX] + " ..."
         answer = (
             f"[farebox demo: no model, an echo] You said: {echo}\n"
-            "This call is already a row: run `farebox usage`. Add a provider to config.yaml to talk to a model."
+            "Once it is said, this call is a row: see `farebox usage`. To talk to a model, add a provider."
         )
         return answer, sum(self._count(text) for text in texts)
 
@@ -143,13 +187,8 @@ def _text(content: object) -> str:
     return ""
 
 
-def _words(text: str) -> Iterator[str]:
-    start = 0
-    while start < len(text):
-        end = text.find(" ", start)
-        end = len(text) if end < 0 else end + 1
-        yield text[start:end]
-        start = end
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text)
 
 
 async def _read(request: web.Request) -> Json | None:
@@ -157,7 +196,7 @@ async def _read(request: web.Request) -> Json | None:
         body = msgspec.json.decode(await request.read())
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
-    return body if isinstance(body, dict) and isinstance(body.get("messages"), list) else None
+    return body if isinstance(body, dict) else None
 
 
 async def _stream(
@@ -178,6 +217,9 @@ def _event(kind: str, **members: object) -> bytes:
     return f"event: {kind}\n".encode() + _data({"type": kind, **members})
 
 
-def _error(status: int, message: str) -> web.Response:
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+def _error(request: web.Request, status: int, message: str) -> web.Response:
+    kind = "not_found_error" if status == 404 else "invalid_request_error"
+    if "/messages" in request.path:
+        return web.json_response({"type": "error", "error": {"type": kind, "message": message}}, status=status)
+    error = {"message": message, "type": kind, "param": None, "code": None}
     return web.json_response({"error": error}, status=status)

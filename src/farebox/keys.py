@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import secrets
 import zlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -62,6 +63,30 @@ def _checksum(body: str) -> str:
         value, digit = divmod(value, len(_ALPHABET))
         out += _ALPHABET[digit]
     return out
+
+
+_KEY = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{_BODY_CHARS + _CHECK_CHARS}}}")
+_MARK = PREFIX.encode()
+
+
+def misplaced(headers: Iterable[tuple[bytes, bytes]], target: str, *, passthrough: bool) -> str | None:
+    """Where a farebox key stands that would go to the provider, or into a row, from there; None if nowhere.
+
+    `passthrough`: the credential headers go up as well, all but x-farebox-key.
+    """
+    if holds_key(target):
+        return "URL"
+    for name, value in headers:
+        if _MARK in value and holds_key(value.decode("latin-1")):
+            header = name.decode("latin-1").lower()
+            if header not in CREDENTIAL_HEADERS or (passthrough and header != "x-farebox-key"):
+                return header
+    return None
+
+
+def holds_key(text: str) -> bool:
+    """Whether a farebox key stands anywhere in `text`."""
+    return PREFIX in text and any(well_formed(found[0]) for found in _KEY.finditer(text))
 
 
 def credentials(headers: Mapping[str, str]) -> list[str]:

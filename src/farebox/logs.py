@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Literal, TextIO
@@ -24,7 +25,7 @@ Format = Literal["auto", "console", "json"]
 
 _CREDENTIAL = re.compile(
     r"(?i)(?P<keep>bearer\s+|x-api-key\W{1,4}|api-key\W{1,4}|[?&]key=)[^\s\"',;&]{4,}"
-    r"|\b(?:fb|sk|pk|gsk|xai|pplx|hf|ghp|r8|nvapi|csk|fw|tgp)[-_][A-Za-z0-9_\-]{8,}"
+    r"|\b(?:fba?|sk|pk|gsk|xai|pplx|hf|ghp|r8|nvapi|csk|fw|tgp)[-_][A-Za-z0-9_\-]{8,}"
     r"|\bAIza[A-Za-z0-9_\-]{10,}"
     r"|(?P<scheme>\w+://)[^/@\s:]*:[^/@\s]+@"
 )
@@ -95,6 +96,19 @@ def configure(level: Level, format: Format, secrets: Iterable[str], stream: Text
         library.propagate = False
 
 
+def take_over_hooks() -> None:
+    """Have exceptions that nobody caught logged as any other. Python's own way prints their text."""
+
+    def report(exc: BaseException | None) -> None:
+        if exc is None or isinstance(exc, (KeyboardInterrupt, SystemExit)):
+            return
+        structlog.get_logger().error("unhandled exception", **exception_facts(exc))
+
+    sys.excepthook = lambda _, exc, __: report(exc)
+    sys.unraisablehook = lambda unraisable: report(unraisable.exc_value)
+    threading.excepthook = lambda args: report(args.exc_value)
+
+
 class _ToStructlog(logging.Handler):
     """Standard library records as one structlog line: no arguments of unknown content, no traceback text."""
 
@@ -121,14 +135,18 @@ def _expand_exception(_: Any, __: str, event: MutableMapping[str, Any]) -> Mutab
 def _mask(redact: Redactor) -> Callable[[Any, str, MutableMapping[str, Any]], MutableMapping[str, Any]]:
     def clean(value: Any) -> Any:
         if isinstance(value, str):
-            return redact(value[:_TEXT_MAX])
+            return cut(value)
         if isinstance(value, dict):
             return {clean(k): clean(v) for k, v in value.items()}
         if isinstance(value, (list, tuple, set)):
             return [clean(v) for v in value]
         if value is None or isinstance(value, (bool, int, float)):
             return value
-        return redact(str(value)[:_TEXT_MAX])
+        return cut(str(value))
+
+    def cut(text: str) -> str:
+        # Masked before it is cut to length: half a credential would not be recognised.
+        return redact(text[: 2 * _TEXT_MAX])[:_TEXT_MAX]
 
     def process(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         for name, value in event.items():

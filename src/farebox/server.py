@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, cast
 
 import structlog
 from aiohttp import web
-from aiohttp.http import HttpVersion10, HttpVersion11
+from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 
@@ -53,7 +53,8 @@ class Reply:
         self._chunked = False
         self._delimited = True
         self._left: int | None = None
-        self.keep_alive = request.keep_alive
+        # After a chunked body the parser would take its trailer fields for headers of the next request.
+        self.keep_alive = request.keep_alive and "Transfer-Encoding" not in request.headers
         self.started = False
         self.ended = False
 
@@ -64,6 +65,9 @@ class Reply:
         for an HTTP/1.0 client, ends with the connection.
         """
         request = self._request
+        if not request.content.is_eof() or request.content.exception() is not None:
+            # Who is answered early may stop sending, and what comes next is not the rest of the body.
+            self.keep_alive = False
         empty = request.method == "HEAD" or status in (204, 304) or status < 200
         head = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
         head += [b"%b: %b\r\n" % field for field in headers]
@@ -86,6 +90,7 @@ class Reply:
             head.append(b"Connection: keep-alive\r\n")
         head.append(b"\r\n")
         self.started = True
+        cast(Connection, request.protocol).answering = request
         self._send(b"".join(head))
 
     def write(self, data: bytes) -> None:
@@ -143,6 +148,11 @@ class Reply:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.close()
 
+    def abort(self) -> None:
+        """`cut` for an answer whose framing is not known here."""
+        self._delimited = False
+        self.cut()
+
     def _send(self, data: bytes) -> None:
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -154,6 +164,7 @@ class Reply:
 
     async def write_eof(self) -> None:
         """aiohttp's hook after the handler: the body is already ended."""
+        cast(Connection, self._request.protocol).answering = None
 
 
 def respond(
@@ -163,9 +174,12 @@ def respond(
     *,
     content_type: bytes = b"application/json",
     headers: Headers = (),
+    close: bool = False,
 ) -> Reply:
-    """A whole answer of farebox's own."""
+    """A whole answer of farebox's own. `close`: the last one on its connection."""
     reply = Reply(request)
+    if close:
+        reply.keep_alive = False
     reason = _REASONS.get(status, b"Error" if status >= 400 else b"OK")
     try:
         reply.start(status, reason, [(b"Content-Type", content_type), *headers], length=len(body))
@@ -185,16 +199,32 @@ def refuse(request: BaseRequest, refusal: Refusal, request_id: str | None = None
         headers.append((b"x-farebox-request-id", request_id.encode()))
     if refusal.status == 401:
         headers.append((b"WWW-Authenticate", b"Bearer"))
-    reply = respond(request, refusal.status, body, headers=headers)
-    if close:
-        reply.keep_alive = False
-    return reply
+    return respond(request, refusal.status, body, headers=headers, close=close)
 
 
-async def read_body(request: BaseRequest, limit: int, stall_timeout_s: float) -> bytes:
+def check_framing(request: BaseRequest) -> None:
+    """Refuse a body whose framing means something else to others than to farebox. Raises `BadRequest`."""
+    coding = request.headers.get("Transfer-Encoding")
+    if coding is None:
+        return
+    if coding.strip().lower() != "chunked":
+        # The coding is hop-by-hop: the provider would get the coded bytes and not be told.
+        raise BadRequest("No transfer-encoding but chunked is taken.")
+    if request.version < HttpVersion11:
+        raise BadRequest("HTTP/1.0 has no transfer-encoding.")
+
+
+def _no_count(size: int) -> None:
+    pass
+
+
+async def read_body(
+    request: BaseRequest, limit: int, stall_timeout_s: float, *, count: Callable[[int], None] = _no_count
+) -> bytes:
     """The request body as sent, never decoded.
 
     Raises `BodyTooLarge` past `limit` bytes, `BadRequest` when the client breaks off or stalls.
+    `count` is told the size of each piece before it is kept; what it raises ends the reading.
     """
     length = request.content_length
     if length is not None and length > limit:
@@ -207,16 +237,37 @@ async def read_body(request: BaseRequest, limit: int, stall_timeout_s: float) ->
             size += len(piece)
             if size > limit:
                 raise BodyTooLarge(f"The request body passes the {limit} bytes that are taken.")
+            count(len(piece))
             pieces.append(piece)
-    except (TimeoutError, ConnectionError, web.RequestPayloadError) as exc:
-        raise BadRequest("The request body did not arrive whole.") from exc
+    except _BROKEN_OFF as exc:
+        raise BadRequest(BROKEN_OFF) from exc
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-async def stream_body(request: BaseRequest, stall_timeout_s: float) -> AsyncIterator[bytes]:
-    """The request body piece by piece, as sent. Raises when the client breaks off or stalls."""
-    while piece := await _next_piece(request, stall_timeout_s):
-        yield piece
+class Upload:
+    """The request body piece by piece, as sent. Raises when the client breaks off or stalls, and is `broken` then."""
+
+    def __init__(self, request: BaseRequest, stall_timeout_s: float) -> None:
+        self._request = request
+        self._stall_timeout_s = stall_timeout_s
+        self.broken = False
+
+    def __aiter__(self) -> Upload:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            piece = await _next_piece(self._request, self._stall_timeout_s)
+        except _BROKEN_OFF:
+            self.broken = True
+            raise
+        if not piece:
+            raise StopAsyncIteration
+        return piece
+
+
+BROKEN_OFF = "The request body did not arrive whole."
+_BROKEN_OFF = (TimeoutError, ConnectionError, web.RequestPayloadError)
 
 
 async def _next_piece(request: BaseRequest, stall_timeout_s: float) -> bytes:
@@ -238,11 +289,32 @@ def send_continue(request: BaseRequest) -> None:
 class Connection(RequestHandler):
     """aiohttp's connection, which also says when the client leaves, and keeps quiet about malformed input."""
 
-    __slots__ = ("on_lost",)
+    __slots__ = ("answering", "on_lost")
 
     def __init__(self, manager: Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self.on_lost: Callable[[], None] | None = None
+        self.answering: BaseRequest | None = None
+        """The request whose answer has begun and is not over."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
+            self._malformed()
+
+    def _malformed(self) -> None:
+        """What came last does not parse. If it was to be part of a body, whoever reads that body is told:
+        aiohttp would let them wait for the rest."""
+        if len(self._messages) > 1:
+            content = self._messages[-2][1]
+        elif self._current_request is not None:
+            content = self._current_request.content
+        else:
+            return
+        if not content.is_eof():
+            self._messages.pop()
+            content.set_exception(web.RequestPayloadError("malformed"))
+            content.feed_eof()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         on_lost, self.on_lost = self.on_lost, None
@@ -258,6 +330,11 @@ class Connection(RequestHandler):
         refusal: Refusal
         if status >= 500:
             structlog.get_logger().error("request failed", **(exception_facts(exc) if exc is not None else {}))
+            if self.answering is request:
+                # A second head would be read as part of the first one's body.
+                reply = Reply(request)
+                reply.abort()
+                return cast(web.StreamResponse, reply)
             refusal = InternalError("farebox failed while handling this request; its log says where.")
         elif name == "LineTooLong":
             refusal = HeadersTooLarge("The request line or a header is longer than server.header_bytes_max.")

@@ -8,11 +8,20 @@ It decides nothing: which provider, whether to fall back and what a failure mean
 from __future__ import annotations
 
 import asyncio
+import functools
+import re
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.helpers import _EXC_SENTINEL as _NO_CAUSE
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.tracing import Trace
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -28,6 +37,9 @@ HEAD_BYTES_MAX = 64 * 1024
 """Longest header line taken from a provider; a longer one counts as a broken answer."""
 IDLE_CONNECTION_S = 30.0
 """Seconds an unused connection to a provider is kept."""
+
+_SECRET_CHARS_MIN = 8
+"""A shorter credential is a stand-in like `none`, for a local server, which ordinary values contain."""
 
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer trailers "
@@ -57,6 +69,8 @@ class Head:
     reason: bytes
     headers: RawHeaders
     length: int | None
+    framed: bool
+    """False: the body ends with the connection, so that its end may as well be a break."""
     content_type: str
     content_encoding: str
     request_id: str | None
@@ -96,13 +110,14 @@ class Upstream:
             self._versioned = self._base
         self._own_headers = _own_headers(provider)
         self._own_names = frozenset(name.lower().encode() for name in self._own_headers)
+        self._secrets = [secret.encode() for secret in provider.credentials if len(secret) >= _SECRET_CHARS_MIN]
         context: ssl.SSLContext | bool = True
         if provider.tls_ca_file is not None:
             context = ssl.create_default_context(cafile=provider.tls_ca_file)
         elif not provider.tls_verify:
             context = False
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=_Connector(
                 limit=provider.connections_max, ssl=context, keepalive_timeout=IDLE_CONNECTION_S, ttl_dns_cache=60
             ),
             timeout=aiohttp.ClientTimeout(
@@ -116,6 +131,8 @@ class Upstream:
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
             trust_env=False,
         )
+        # aiohttp sends a GET again by itself when the connection broke: a second request without a row.
+        self._session._retry_connection = False
 
     def url(self, suffix: str, *, versioned: bool) -> str:
         """Where a target's suffix lies at this provider: after its version if it followed farebox's `/v1`."""
@@ -140,7 +157,13 @@ class Upstream:
             raise UpstreamError("response_timeout", sent=True, timeout=True) from None
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             raise UpstreamError(_kind(exc), sent=True) from None
-        return Answer(response, read_head(response.status, response.reason or "", response.raw_headers))
+        try:
+            raw = without(response.raw_headers, self._secrets)
+            head = read_head(response.status, response.reason or "", raw)
+        except UpstreamError:
+            response.close()
+            raise
+        return Answer(response, head)
 
     def headers(self, raw: RawHeaders, *, credentials: bool, identity: bool, length: int | None) -> CIMultiDict[str]:
         """The client's header fields as they go up.
@@ -151,15 +174,19 @@ class Upstream:
         """
         named = connection_options(raw)
         out: CIMultiDict[str] = CIMultiDict()
+        spelt: dict[bytes, str] = {}
         for name, value in raw:
             low = name.lower()
             if low in _HOP_BY_HOP or low in named or low.startswith(b"x-farebox-"):
                 continue
-            if low in _FAREBOX_REQUEST and not (credentials and low in _CREDENTIALS):
+            if low in _FAREBOX_REQUEST or low in self._own_names:
+                # With passthrough the client's credential stands, even if the provider has one configured.
+                if not (credentials and low in _CREDENTIALS):
+                    continue
+            elif identity and low == b"accept-encoding":
                 continue
-            if low in self._own_names or (identity and low == b"accept-encoding"):
-                continue
-            out.add(_text(name), _text(value))
+            # aiohttp keeps only the last of repeated names that differ in case.
+            out.add(spelt.setdefault(low, _text(name)), _text(value))
         if identity:
             out["Accept-Encoding"] = "identity"
         if length is not None:
@@ -181,12 +208,69 @@ def connection_options(raw: RawHeaders) -> frozenset[bytes]:
     options = {
         token.strip().lower() for name, value in raw if name.lower() == b"connection" for token in value.split(b",")
     }
-    # A client may not have end-to-end fields removed that carry meaning for farebox or the provider's parser.
-    return frozenset(options - {b"", b"close", b"content-length", b"content-type", b"host"})
+    return frozenset(options) - _NEVER_AN_OPTION
+
+
+_NEVER_AN_OPTION = _CREDENTIALS | frozenset(
+    b" close content-length content-type content-encoding content-range host".split(b" ")
+)
+"""Fields nobody may have removed: farebox or whoever is next would understand the message otherwise."""
+
+
+class _Handler(ResponseHandler):
+    """aiohttp's reader of answers, which would let whoever reads a body wait for ever once its chunks do not
+    parse, and takes a reset for the proper end of a body that ends with its connection."""
+
+    def set_exception(self, exc: BaseException, exc_cause: BaseException = _NO_CAUSE) -> None:
+        if isinstance(exc, HttpProcessingError):
+            self._break_body()
+        super().set_exception(exc, exc_cause)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if exc is not None:
+            self._break_body()
+        super().connection_lost(exc)
+
+    def _break_body(self) -> None:
+        body = self._payload
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientPayloadError("broken off"))
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp's pool, which hands out a connection although bytes came on it while it was idle: they would
+    be taken for the answer to the next request, which may be another client's."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        handler: type[ResponseHandler] = _Handler
+        self._factory = functools.partial(handler, loop=self._loop)
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        while (connection := await super()._get(key, traces)) is not None:
+            if connection.protocol is not None and not connection.protocol.should_close:
+                break
+            connection.close()
+        return connection
+
+
+def without(raw: RawHeaders, secrets: Iterable[bytes]) -> RawHeaders:
+    """The fields that repeat none of `secrets`: farebox's credential does not go to its clients."""
+    values = b"\n".join([value for _, value in raw])
+    for secret in secrets:
+        if secret in values:
+            raw = tuple(field for field in raw if secret not in field[1])
+    return raw
 
 
 def read_head(status: int, reason: str, raw: RawHeaders) -> Head:
-    """An answer's head without what belongs to the connection it came on."""
+    """An answer's head without what belongs to the connection it came on.
+
+    Raises `UpstreamError` for one that can't be passed on: a status that ends no exchange, a
+    transfer-encoding that would have to be undone.
+    """
+    if not 200 <= status <= 999:
+        raise UpstreamError("broken_answer", sent=True)
     named = connection_options(raw)
     kept: list[tuple[bytes, bytes]] = []
     length: int | None = None
@@ -199,25 +283,31 @@ def read_head(status: int, reason: str, raw: RawHeaders) -> Head:
             length = int(value) if value.isdigit() else None
             continue
         if low == b"transfer-encoding":
+            if value.strip().lower() != b"chunked":
+                raise UpstreamError("broken_answer", sent=True)
             chunked = True
         if low in _HOP_BY_HOP or low in named or low.startswith(b"x-farebox-"):
             continue
         if low == b"content-type":
             content_type = _text(value)
         elif low == b"content-encoding":
-            content_encoding = _text(value).strip().lower()
+            content_encoding = ",".join(filter(None, (content_encoding, _text(value).strip().lower())))
         elif low in (b"x-request-id", b"request-id"):
             request_id = request_id or _text(value)[:128]
         kept.append((name, value))
     return Head(
         status=status,
-        reason=reason.encode("latin-1", "replace"),
+        reason=_CONTROL.sub(b"", reason.encode("utf-8", "surrogateescape")),  # aiohttp decoded it so
         headers=tuple(kept),
         length=None if chunked else length,
+        framed=chunked or length is not None,
         content_type=content_type,
         content_encoding="" if content_encoding == "identity" else content_encoding,
         request_id=request_id,
     )
+
+
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 
 
 def _own_headers(provider: Provider) -> Mapping[str, str]:

@@ -24,7 +24,7 @@ from farebox.keys import hash_secret, mint_secret
 from farebox.logs import exception_facts
 from farebox.records import KeyRecord
 from farebox.server import Reply, read_body, refuse, respond
-from farebox.store import Store
+from farebox.store import Store, is_refusal
 
 API = "/farebox/api"
 _BODY_BYTES_MAX = 256 * 1024
@@ -80,6 +80,10 @@ class Admin:
         except FareboxError as exc:
             structlog.get_logger().error("control plane failed", **exception_facts(exc))
             return refuse(request, BadRequest(str(exc)))
+        except Exception as exc:
+            if not is_refusal(exc):
+                raise
+            return refuse(request, BadRequest("A value of this request is none that the database could hold."))
 
     async def _act(self, request: BaseRequest, path: str, query: str) -> Answer:
         if not path.startswith(API + "/"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -20,27 +20,32 @@ _PARAMETERS = frozenset(
 )
 T = TypeVar("T")
 
+_Line = Annotated[str, msgspec.Meta(max_length=200, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
+"""These stand in every row and every log line of the key: a line of text, and not a long one."""
+_Lines = Annotated[list[_Line], msgspec.Meta(max_length=200)]
+_Tags = Annotated[dict[_Line, _Line], msgspec.Meta(max_length=16)]
+
 
 class _NewKey(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    name: str
-    team: str | None = None
-    project: str | None = None
-    user: str | None = None
-    models: list[str] = []
-    providers: list[str] = []
-    tags: dict[str, str] = {}
+    name: _Line
+    team: _Line | None = None
+    project: _Line | None = None
+    user: _Line | None = None
+    models: _Lines = []
+    providers: _Lines = []
+    tags: _Tags = {}
     allow_shared_objects: bool = False
     expires_at: datetime | None = None
 
 
 class _KeyChanges(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    name: str | msgspec.UnsetType = msgspec.UNSET
-    team: str | msgspec.UnsetType | None = msgspec.UNSET
-    project: str | msgspec.UnsetType | None = msgspec.UNSET
-    user: str | msgspec.UnsetType | None = msgspec.UNSET
-    models: list[str] | msgspec.UnsetType = msgspec.UNSET
-    providers: list[str] | msgspec.UnsetType = msgspec.UNSET
-    tags: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    name: _Line | msgspec.UnsetType = msgspec.UNSET
+    team: _Line | msgspec.UnsetType | None = msgspec.UNSET
+    project: _Line | msgspec.UnsetType | None = msgspec.UNSET
+    user: _Line | msgspec.UnsetType | None = msgspec.UNSET
+    models: _Lines | msgspec.UnsetType = msgspec.UNSET
+    providers: _Lines | msgspec.UnsetType = msgspec.UNSET
+    tags: _Tags | msgspec.UnsetType = msgspec.UNSET
     allow_shared_objects: bool | msgspec.UnsetType = msgspec.UNSET
     expires_at: datetime | msgspec.UnsetType | None = msgspec.UNSET
 
@@ -82,18 +87,7 @@ def read_key_changes(body: bytes) -> dict[str, Any]:
 
 def read_usage_query(query: dict[str, str]) -> UsageQuery:
     """Filters and paging of `GET /usage`. Raises `BadRequest`."""
-    unknown = set(query) - {
-        "since",
-        "until",
-        "key",
-        "key_id",
-        "provider",
-        "model",
-        "session",
-        "request_id",
-        "limit",
-        "cursor",
-    }
+    unknown = set(query) - _PARAMETERS
     if unknown:
         raise BadRequest(f"There is no parameter {sorted(unknown)[0]!r}.", param=sorted(unknown)[0])
     where = UsageFilter(

@@ -7,6 +7,7 @@ else to standard error.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,9 +19,10 @@ from farebox.errors import FareboxError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    args = parser().parse_args(argv)
     try:
+        args = parser().parse_args(argv)
         code: int = args.run(args)
+        sys.stdout.flush()
     except ConfigError as exc:
         print(exc, file=sys.stderr)
         return 2
@@ -29,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `farebox usage | head`
-        sys.stderr.close()
+    except BrokenPipeError:  # `farebox usage | head`; the interpreter must not try to write the rest at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import shlex
+import shutil
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
@@ -17,12 +19,14 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from farebox import logs
 from farebox.config import Config, ConfigError, Fault, load
 from farebox.database import open_store
 from farebox.errors import FareboxError
 from farebox.store import Store
 
 DEFAULT_CONFIG = Path("config.yaml")
+_LINE_CHARS_MAX = 200
 
 Row = dict[str, Any]
 
@@ -31,6 +35,13 @@ class Commands(Protocol):
     """argparse's collection of sub-commands, as far as it is used."""
 
     def add_parser(self, name: str, **kwargs: Any) -> argparse.ArgumentParser: ...
+
+
+class Output(Console):
+    """rich's console, which would end the process with 1 where a reader such as `head` has had enough."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 class BadUse(ConfigError):
@@ -47,6 +58,14 @@ class BadUse(ConfigError):
 def version() -> str:
     """The installed version."""
     return metadata.version("farebox")
+
+
+def command(program: str) -> str:
+    """How a user who started `program` (as in `sys.argv[0]`) calls farebox again: by name where the shell finds it."""
+    found = shutil.which("farebox")
+    if Path(program).name != "farebox" or (found and os.path.realpath(found) == os.path.realpath(program)):
+        return "farebox"
+    return shlex.quote(program)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +102,8 @@ def read_file(path: str) -> str:
 async def store_of(args: argparse.Namespace) -> AsyncIterator[Store]:
     """The store the config names, migrated; the embedded database is started unless a running farebox has it up."""
     config = read_config(args)
+    # Standard output is the result's alone, and a command that works has no more to say than that.
+    logs.configure("warning", config.log.format, config.secrets())
     async with open_store(config) as store:
         await store.migrate()
         yield store
@@ -102,7 +123,7 @@ def show(rows: Sequence[Row] | Row, columns: Sequence[str], format: str, *, empt
         table = Table(show_header=False, box=None, pad_edge=False)
         for column in columns:
             table.add_row(column, _cell(rows.get(column)))
-        Console().print(table)
+        Output().print(table)
     elif not listed:
         print(empty, file=sys.stderr)
     else:
@@ -113,12 +134,14 @@ def show(rows: Sequence[Row] | Row, columns: Sequence[str], format: str, *, empt
         for row in listed:
             table.add_row(*(_cell(row.get(c)) for c in columns))
         # A pipe has no width: rich would squeeze the table into 80 columns.
-        Console(width=None if sys.stdout.isatty() else 400).print(table)
+        Output(width=None if sys.stdout.isatty() else 400).print(table)
 
 
 def _cell(value: object, *, machine: bool = False) -> str:
     if value is None:
         return "" if machine else "-"
+    if isinstance(value, msgspec.Raw):
+        return bytes(value).decode()
     if isinstance(value, datetime):
         value = value.astimezone(UTC)
         return value.isoformat() if machine else f"{value:%Y-%m-%d %H:%M:%S}"
@@ -144,15 +167,21 @@ def parse_time(text: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
-    """`k=v` arguments."""
-    pairs = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        if not sign or not name:
-            raise BadUse(f"{text!r} is not NAME=VALUE.")
-        pairs[name] = value
-    return pairs
+def parse_line(text: str) -> str:
+    """A name or a label: it will stand in rows, tables and log lines."""
+    # Control characters; and lone surrogates, as which an argument that is not UTF-8 reaches Python.
+    odd = any(c < " " or "\x7f" <= c < "\xa0" or "\ud800" <= c < "\ue000" for c in text)
+    if odd or not 1 <= len(text) <= _LINE_CHARS_MAX:
+        raise BadUse(f"{text[:_LINE_CHARS_MAX]!r} is not 1 to {_LINE_CHARS_MAX} characters on one line.")
+    return text
+
+
+def parse_pair(text: str) -> tuple[str, str]:
+    """A `k=v` argument."""
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise BadUse(f"{text!r} is not NAME=VALUE.")
+    return parse_line(name), parse_line(value) if value else ""
 
 
 def not_found(what: str, name: str) -> FareboxError:

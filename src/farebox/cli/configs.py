@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
-from farebox.cli.common import DEFAULT_CONFIG, Commands, add_config, read_config
+from farebox.cli.common import DEFAULT_CONFIG, Commands, add_config, command, read_config
 from farebox.config.example import render
 
 
@@ -42,5 +43,8 @@ def run_init(args: argparse.Namespace) -> int:
     except OSError as exc:
         print(f"farebox: {args.path} can't be written: {exc.strerror}", file=sys.stderr)
         return 1
-    print(f"wrote {args.path}: enable a provider in it, then run `farebox check` and `farebox serve`")
+    own = command(sys.argv[0])
+    option = "" if args.path == DEFAULT_CONFIG else f" --config {shlex.quote(str(args.path))}"
+    print(f"wrote {args.path}: set the variables it names, or change its providers; then run")
+    print(f"  {own} check{option}\n  {own} serve{option}")
     return 0

@@ -9,7 +9,18 @@ from collections.abc import Awaitable, Callable
 
 from farebox import keys as secrets
 from farebox.admin.forms import public
-from farebox.cli.common import Commands, add_config, add_format, not_found, parse_pairs, parse_time, show, store_of
+from farebox.cli.common import (
+    Commands,
+    add_config,
+    add_format,
+    not_found,
+    parse_line,
+    parse_pair,
+    parse_time,
+    show,
+    store_of,
+)
+from farebox.errors import FareboxError
 from farebox.records import KeyRecord
 from farebox.store import Store
 
@@ -36,13 +47,17 @@ def add(commands: Commands) -> None:
         title="verbs", metavar="VERB", required=True
     )
     create = verbs.add_parser("create", help="make a key; its secret is shown this once")
-    create.add_argument("name")
+    create.add_argument("name", type=parse_line)
     for field in ("team", "project", "user"):
-        create.add_argument(f"--{field}")
-    create.add_argument("--model", action="append", default=[], metavar="GLOB", help="may use these models only")
-    create.add_argument("--provider", action="append", default=[], metavar="NAME", help="may use these providers only")
-    create.add_argument("--tag", action="append", default=[], metavar="NAME=VALUE")
-    create.add_argument("--expires-at", metavar="TIME", help="2026-12-31 or 2026-12-31T12:00:00Z")
+        create.add_argument(f"--{field}", type=parse_line)
+    create.add_argument(
+        "--model", action="append", default=[], metavar="GLOB", type=parse_line, help="may use these models only"
+    )
+    create.add_argument(
+        "--provider", action="append", default=[], metavar="NAME", type=parse_line, help="may use these providers only"
+    )
+    create.add_argument("--tag", action="append", default=[], metavar="NAME=VALUE", type=parse_pair)
+    create.add_argument("--expires-at", metavar="TIME", type=parse_time, help="2026-12-31 or 2026-12-31T12:00:00Z")
     create.add_argument("--allow-shared-objects", action="store_true", help="may list files, batches ... of all keys")
     _finish(create, _create)
     listing = verbs.add_parser("list", help="the keys")
@@ -82,9 +97,9 @@ async def _create(args: argparse.Namespace, store: Store) -> None:
         user=args.user,
         models=args.model,
         providers=args.provider,
-        tags=parse_pairs(args.tag),
+        tags=dict(args.tag),
         allow_shared_objects=args.allow_shared_objects,
-        expires_at=parse_time(args.expires_at) if args.expires_at else None,
+        expires_at=args.expires_at,
     )
     _show_secret(args, record, secret)
 
@@ -104,7 +119,7 @@ async def _rotate(args: argparse.Namespace, store: Store) -> None:
     secret = secrets.mint_secret()
     rotated = await store.rotate_key(record.id, secrets.hash_secret(secret))
     if rotated is None:
-        raise not_found("key in use", args.key)
+        raise FareboxError(f"the key {args.key!r} was revoked: it can't be given a new secret")
     _show_secret(args, rotated, secret)
 
 

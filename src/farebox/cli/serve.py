@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import re
+import shlex
 import signal
 import sys
 
@@ -12,7 +14,7 @@ import structlog
 
 from farebox import logs
 from farebox.app import App
-from farebox.cli.common import Commands, add_config, read_config, store_of, version
+from farebox.cli.common import Commands, add_config, command, read_config, store_of, version
 from farebox.config import Config, with_address
 
 
@@ -32,7 +34,10 @@ def run_serve(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     config = with_address(read_config(args), args.host, args.port)
     logs.configure(config.log.level, config.log.format, config.secrets())
-    asyncio.run(_serve(config))
+    logs.take_over_hooks()
+    own = command(sys.argv[0])
+    option = f" --config {shlex.quote(str(args.config))}" if args.config is not None else ""
+    asyncio.run(_serve(config, own, option))
     return 0
 
 
@@ -47,7 +52,7 @@ def run_migrate(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, own: str, option: str) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_loop_error)
     stop = asyncio.Event()
@@ -59,7 +64,7 @@ async def _serve(config: Config) -> None:
         # What is alive now stays alive: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        print(banner(app), file=sys.stderr, flush=True)
+        print(banner(app, own, option), file=sys.stderr, flush=True)
         await stop.wait()
         structlog.get_logger().info("stopping", open_calls=app.proxy.in_flight)
     finally:
@@ -70,11 +75,16 @@ async def _serve(config: Config) -> None:
 def _log_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
     exc = context.get("exception")
     facts = logs.exception_facts(exc) if isinstance(exc, BaseException) else {}
-    structlog.get_logger().error("event loop error", what=str(context.get("message", ""))[:200], **facts)
+    # asyncio goes on to show the callback with its arguments, which may be a piece of a body.
+    what = re.split(r"[(<{'\"]", str(context.get("message", "")), maxsplit=1)[0]
+    structlog.get_logger().error("event loop error", what=what[:200], **facts)
 
 
-def banner(app: App) -> str:
-    """What a newcomer needs next: where it listens, the first key, and something to try."""
+def banner(app: App, own: str, option: str) -> str:
+    """What a newcomer needs next: where it listens, the first key, and something to try.
+
+    `own` is how farebox is called here, `option` what makes another command read the same config.
+    """
     base = app.base_url
     model = "farebox-demo" if app.demo else "MODEL"
     key = app.first_key or "$FAREBOX_KEY"
@@ -87,11 +97,11 @@ def banner(app: App) -> str:
     if app.first_key:
         lines.append(f"  first key    {app.first_key}   (shown this once; it is stored as a hash)")
     elif app.config.auth.mode == "virtual":
-        lines.append("  keys         farebox keys create NAME")
+        lines.append(f"  keys         {own} keys create NAME{option}")
     if app.admin_token_path is not None:
         lines.append(f"  admin token  in {app.admin_token_path}")
     if app.demo:
-        lines.append("  provider     demo: an echo, no model. Others go into config.yaml (`farebox init`)")
+        lines.append(f"  provider     demo: an echo, no model. For others: {own} init")
     auth = f" -H 'Authorization: Bearer {key}'" if app.config.auth.mode != "open" else ""
     auth = auth.replace("'", '"') if not app.first_key else auth
     lines += [
@@ -101,7 +111,7 @@ def banner(app: App) -> str:
         f"  curl -N {base}/v1/chat/completions{auth} -H 'Content-Type: application/json' \\",
         f'    -d \'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}\'',
         "",
-        "Then see its row:  farebox usage",
+        f"Then see its row:  {own} usage{option}",
         "",
     ]
     return "\n".join(lines)

@@ -35,8 +35,9 @@ def add(commands: Commands) -> None:
     usage = commands.add_parser("usage", help="the newest calls and what they used")
     add_config(usage)
     add_format(usage, "table", "csv", "json")
-    usage.add_argument("--since", metavar="TIME", help="2026-11-01, 2026-11-01T10:00:00Z, or 90m, 24h, 7d ago")
-    usage.add_argument("--until", metavar="TIME")
+    times = "2026-11-01, 2026-11-01T10:00:00Z, or 90m, 24h, 7d ago"
+    usage.add_argument("--since", metavar="TIME", type=parse_time, help=times)
+    usage.add_argument("--until", metavar="TIME", type=parse_time)
     for field in ("key", "provider", "model"):
         usage.add_argument(f"--{field}", help=f"only this {field}")
     usage.add_argument("--limit", type=int, default=20, metavar="N", help="newest N rows (default: 20)")
@@ -51,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
 async def _run(args: argparse.Namespace) -> None:
     where = UsageFilter(
-        since=parse_time(args.since) if args.since else None,
-        until=parse_time(args.until) if args.until else None,
+        since=args.since,
+        until=args.until,
         key_name=args.key,
         provider=args.provider,
         model=args.model,
@@ -71,4 +72,5 @@ async def _run(args: argparse.Namespace) -> None:
         total = totals[0]
         tokens = "unknown" if total.total_tokens is None else f"{total.total_tokens:,}"
         shown = f", the newest {len(rows):,} shown" if total.attempts > len(rows) else ""
-        print(f"\n{total.attempts:,} calls, {tokens} tokens{shown}", file=sys.stderr)
+        calls = "1 call" if total.attempts == 1 else f"{total.attempts:,} calls"
+        print(f"\n{calls}, {tokens} tokens{shown}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from farebox.config.web import BaseUrl, HeaderName, HeaderValue, ProviderName
 from farebox.dialects import PROFILES, AuthHeader, Profile, Reasoning, StreamOptions
 
 _DAY_S = 86_400
+_CREDENTIAL = re.compile(r"auth|key|token|secret|cookie", re.IGNORECASE)
 _GLOB = Line("a model name or glob", chars_max=256)
 _TAG = Line("a tag", chars_max=256)
 
@@ -131,6 +133,12 @@ class Provider:
             "/etc/ssl/certs/own-ca.pem",
         ),
     )
+
+    @cached_property
+    def credentials(self) -> tuple[str, ...]:
+        """What authenticates farebox there: the key, and the values of headers whose names say so."""
+        named = tuple(value for name, value in self.headers.items() if _CREDENTIAL.search(name))
+        return named if self.api_key is None else (self.api_key.reveal(), *named)
 
     @cached_property
     def profile(self) -> Profile:

@@ -7,7 +7,6 @@ worked out while loading.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -17,8 +16,6 @@ from farebox.config.kinds import Named, Rows, Section, setting
 from farebox.config.providers import Match, Provider, RouteRule, nothing
 from farebox.config.settings import Auth, Database, Ledger, Limits, Log, Metering, Server
 from farebox.config.web import ProviderName
-
-_CREDENTIAL = re.compile(r"auth|key|token|secret|cookie", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +81,6 @@ class Config:
                 yield password
                 yield unquote(password)
         for provider in self.providers.values():
-            if provider.api_key:
-                yield provider.api_key.reveal()
+            yield from provider.credentials
             # `x-team: research` is no secret, and masking the word would spoil the log.
-            yield from (
-                value for name, value in provider.headers.items() if len(value) >= 16 or _CREDENTIAL.search(name)
-            )
+            yield from (value for value in provider.headers.values() if len(value) >= 16)

@@ -23,6 +23,7 @@ from farebox import codings, paths
 from farebox.config import Config
 from farebox.errors import BadRequest, Forbidden, InternalError, MethodNotAllowed, Refusal, Unavailable
 from farebox.ids import uuid7
+from farebox.keys import holds_key, misplaced
 from farebox.logs import exception_facts
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.forward import Forwarder
@@ -30,7 +31,16 @@ from farebox.proxy.relay import Relay
 from farebox.proxy.settle import Estimator, Settler
 from farebox.records import Caller, UsageEvent
 from farebox.request import duplicate_members, identify, read_facts
-from farebox.server import ClientGone, Connection, Reply, read_body, refuse, send_continue, stream_body
+from farebox.server import (
+    ClientGone,
+    Connection,
+    Reply,
+    Upload,
+    check_framing,
+    read_body,
+    refuse,
+    send_continue,
+)
 from farebox.upstream import Upstream
 
 __all__ = ["Call", "Clock", "Estimator", "Proxy"]
@@ -38,6 +48,8 @@ __all__ = ["Call", "Clock", "Estimator", "Proxy"]
 _GUARDED = frozenset(("model", "stream", "max_tokens", "n"))
 """Members that must not stand twice where a refusal depends on them: which one counts is the parser's choice."""
 _SOON = {"retry-after": "1"}
+_COUNT_S = 2.0
+"""How long a stop waits for the tokens of the calls it cut to be counted; then they are estimated by size."""
 
 
 class Proxy:
@@ -86,6 +98,8 @@ class Proxy:
             call = await self._admit(request, request_id, now)
         except Refusal as refusal:
             return refuse(request, refusal, str(request_id))
+        if request.transport is None:
+            return Reply(request)  # the client left while its key was looked up
         connection = cast(Connection, request.protocol)
         connection.on_lost = lambda: call.client_left(self._config.metering)
         self._calls.add(call)
@@ -94,6 +108,8 @@ class Proxy:
             await self._take_in(call)
             return await self._forwarder.run(call)
         except Refusal as refusal:
+            if call.reply is not None and call.reply.started:
+                return await self._failed(call, refusal)
             return refuse(request, refusal, str(request_id))
         except ClientGone:
             return call.reply or Reply(request)
@@ -104,7 +120,7 @@ class Proxy:
         finally:
             connection.on_lost = None
             call.over()
-            self._body_bytes -= len(call.body) if isinstance(call.body, bytes) else 0
+            self._body_bytes -= call.held_bytes
             self._calls.discard(call)
             if not self._calls:
                 self._idle.set()
@@ -119,28 +135,43 @@ class Proxy:
             self._log.warning("open calls are cut: the shutdown timeout has passed", calls=len(self._calls))
             for call in list(self._calls):
                 call.stop("shutdown")
-            await self._idle.wait()
+            try:
+                async with asyncio.timeout(_COUNT_S):
+                    await self._idle.wait()
+            except TimeoutError:
+                for call in list(self._calls):
+                    call.task.cancel()  # the count is given up, the event is not
+                await self._idle.wait()
 
     async def _admit(self, request: BaseRequest, request_id: UUID, now: datetime) -> Call:
         """Everything that needs no body: room, the target, the caller."""
         received = self._clock.monotonic()
-        if self._closing:
-            raise Unavailable("farebox is shutting down.", headers=_SOON)
+        self._check_open()
         if len(self._calls) >= self._config.limits.requests_in_flight_max:
             raise Unavailable("limits.requests_in_flight_max calls are open.", headers=_SOON)
         if request.method in ("CONNECT", "TRACE"):
             raise MethodNotAllowed(f"{request.method} is not forwarded.")
+        check_framing(request)
+        mode = self._config.auth.mode
         target = paths.parse(request.method, request.raw_path)
-        if self._config.auth.mode == "open" and not loopback_name(request.headers.get("Host", "")):
-            raise Forbidden("In open mode farebox answers only to a loopback name in the Host header.")
+        if mode == "open":
+            _check_local(request.headers)
+        if place := misplaced(request.raw_headers, request.raw_path, passthrough=mode == "passthrough"):
+            raise _misplaced_key(f"the {place}")
         caller = await self._identify(request.headers)
-        if request.headers.get("Upgrade"):
-            raise BadRequest("farebox does not forward WebSocket or other upgrades.")
-        if target.administrative and self._config.auth.mode != "passthrough":
+        self._check_open()  # again: who waits for a look-up is not among the calls that a stop waits for
+        # An offer of another protocol (`h2c`, which Java's client makes) may be passed over; a WebSocket may not.
+        if "websocket" in request.headers.get("Upgrade", "").lower():
+            raise BadRequest("farebox does not forward WebSockets.")
+        if target.administrative and mode != "passthrough":
             raise Forbidden("/organization is not forwarded: it administers the credential that all keys share.")
         task = asyncio.current_task()
         assert task is not None
         return Call(request, request_id, received, now, target, caller, task)
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise Unavailable("farebox is shutting down.", headers=_SOON)
 
     async def _take_in(self, call: Call) -> None:
         """The request's body, its facts, and whom it is for. An unmetered body is not read here but streamed on."""
@@ -149,20 +180,33 @@ class Proxy:
             call.identity = identify(request.headers, None)
             if request.body_exists:
                 send_continue(request)
-                call.body = stream_body(request, limits.client_stall_timeout_s)
+                call.body = Upload(request, limits.client_stall_timeout_s)
             return
-        if self._body_bytes + (request.content_length or 0) > limits.bodies_in_flight_mb_max << 20:
-            raise Unavailable("limits.bodies_in_flight_mb_max of request bodies are held.", headers=_SOON)
-        body = await read_body(request, limits.body_mb_max << 20, limits.client_stall_timeout_s)
-        self._body_bytes += len(body)
+
+        def count(size: int) -> None:
+            self._make_room(size)
+            call.held_bytes += size
+            self._body_bytes += size
+
+        self._make_room(request.content_length or 0)
+        body = await read_body(request, limits.body_mb_max << 20, limits.client_stall_timeout_s, count=count)
         call.body = call.decoded = body
-        encoding = request.headers.get("Content-Encoding", "").strip().lower()
+        encoding = ",".join(request.headers.getall("Content-Encoding", ())).strip().lower()
         if encoding and encoding != "identity":
             call.decoded = codings.decode_body(body, encoding, limits.decoded_body_mb_max << 20)
+            if call.decoded is not body:
+                count(len(call.decoded))
         call.facts = read_facts(call.target.operation, call.decoded)
         call.identity = identify(request.headers, call.facts)
+        for claim in (call.facts.model, call.identity.session, call.identity.end_user):
+            if claim is not None and holds_key(claim):
+                raise _misplaced_key("the model, the user or the session")
         if call.caller.models and (twice := sorted(_GUARDED & duplicate_members(call.decoded))):
             raise BadRequest(f"The body has more than one top-level '{twice[0]}'.", param=twice[0])
+
+    def _make_room(self, size: int) -> None:
+        if self._body_bytes + size > self._config.limits.bodies_in_flight_mb_max << 20:
+            raise Unavailable("limits.bodies_in_flight_mb_max of request bodies are held.", headers=_SOON)
 
     async def _stopped(self, call: Call) -> Reply:
         """The call's task was cancelled: by farebox (client gone, shutdown), or from outside."""
@@ -180,7 +224,12 @@ class Proxy:
     async def _failed(self, call: Call, exc: Exception) -> Reply:
         """A fault of farebox's own: it is logged, the attempt is settled, and the client is told."""
         self._log.error("call failed", request_id=str(call.request_id), **exception_facts(exc))
-        await self._settler.settle(call, call.reading(), "broken", error="farebox_fault", quick=True)
+        reading = None
+        try:
+            reading = call.reading()
+        except Exception as again:
+            self._log.error("an answer could not be read", request_id=str(call.request_id), **exception_facts(again))
+        await self._settler.settle(call, reading, "broken", error="farebox_fault", quick=True)
         if call.reply is not None and call.reply.started:
             call.reply.cut()
             return call.reply
@@ -188,8 +237,29 @@ class Proxy:
         return refuse(call.request, refusal, str(call.request_id))
 
 
+def _misplaced_key(place: str) -> BadRequest:
+    return BadRequest(
+        f"A farebox key stands in {place} of this request, from where it would be passed on. "
+        "Its place is the x-farebox-key header."
+    )
+
+
+def _check_local(headers: Mapping[str, str]) -> None:
+    """In open mode whoever reaches the port may call: let nobody in who was led here by a page from elsewhere."""
+    if not loopback_name(headers.get("Host", "")):
+        raise Forbidden("In open mode farebox answers only to a loopback name in the Host header.")
+    scheme, mark, place = headers.get("Origin", "app://").partition("://")
+    # `null` is what a sandboxed frame says; applications and extensions have schemes of their own.
+    if not mark or (scheme.lower() in ("http", "https") and not loopback_name(place)):
+        raise Forbidden("In open mode farebox answers no page from elsewhere (Origin header).")
+
+
 def loopback_name(host: str) -> bool:
     """Whether a Host header names this machine by loopback: what a page from elsewhere can't make a browser say."""
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
     name = name.strip("[]").lower().rstrip(".")
-    return name in ("localhost", "::1") or (name.startswith("127.") and name.replace(".", "").isdigit())
+    return (
+        name in ("localhost", "::1")
+        or name.endswith(".localhost")
+        or (name.startswith("127.") and name.replace(".", "").isdigit())
+    )

@@ -48,6 +48,8 @@ class Call:
     attempt: Attempt | None = None
     meter: Meter | None = None
     reply: Reply | None = None
+    held_bytes: int = 0
+    """Of `body` and `decoded`, as counted towards limits.bodies_in_flight_mb_max."""
     gone: bool = False
     """The client left before its answer was complete."""
     stopped: Literal["client", "shutdown"] | None = None

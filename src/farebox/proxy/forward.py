@@ -20,12 +20,12 @@ from multidict import CIMultiDict
 from farebox import accounting, routing, splice
 from farebox.accounting import Attempt
 from farebox.config import Config, Provider
-from farebox.errors import FareboxError, Unavailable, UpstreamTimeout, UpstreamUnreachable
+from farebox.errors import BadRequest, FareboxError, Unavailable, UpstreamTimeout, UpstreamUnreachable
 from farebox.ids import uuid7
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.relay import Relay, make_meter
 from farebox.proxy.settle import Settler
-from farebox.server import Reply
+from farebox.server import BROKEN_OFF, ClientGone, Reply, Upload
 from farebox.upstream import Answer, Upstream, UpstreamError
 
 Body = bytes | AsyncIterator[bytes] | None
@@ -78,6 +78,8 @@ class Forwarder:
         number = 0
         plain = False
         while waiting:
+            if call.gone:
+                raise ClientGone  # a further attempt would be for nobody
             number += 1
             sent = await self._send(call, waiting[0], number, plain=plain)
             plain = False
@@ -118,6 +120,9 @@ class Forwarder:
         try:
             answer = await upstream.send(call.request.method, url, headers, body)
         except UpstreamError as failure:
+            if isinstance(body, Upload) and body.broken:
+                await self._settler.settle(call, None, "client", error="broken_request")
+                raise BadRequest(BROKEN_OFF) from None
             await self._settler.settle(call, None, "broken", error=failure.kind, unsent=not failure.sent)
             return Sent(attempt, injected, None, failure)
         attempt.status = answer.head.status
@@ -184,7 +189,6 @@ class Forwarder:
                 raise Unavailable(
                     "farebox can't write its ledger now, so it takes no calls.", headers={"retry-after": "5"}
                 ) from exc
-            attempt.journaled = False
 
     async def _abandon(self, call: Call, sent: Sent, peeked: bytes) -> None:
         """Settle an attempt whose answer the client will not see: another attempt follows."""
@@ -221,4 +225,7 @@ async def _peek(answer: Answer) -> bytes:
                 size += len(piece)
     except (TimeoutError, UpstreamError):
         pass
+    except BaseException:
+        answer.close()
+        raise
     return b"".join(pieces)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from farebox.accounting import Attempt, Ending
 from farebox.config import Config
-from farebox.meter import Meter
+from farebox.meter import Meter, Reading
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.settle import Settler
 from farebox.server import ClientGone, Reply
@@ -23,7 +23,6 @@ def make_meter(config: Config, attempt: Attempt, head: Head, *, withhold: bool) 
         content_type=head.content_type,
         content_encoding=head.content_encoding,
         event_bytes_max=config.limits.event_bytes_max,
-        started=attempt.received,
     )
 
 
@@ -49,7 +48,10 @@ class Relay:
         try:
             self._start(call, reply, head, length)
             ending, error = await self._pump(call, attempt, answer, meter, reply, peeked, length)
-            await self._settler.settle(call, call.reading(), ending, error=error)
+            reading = call.reading()
+            if ending == "whole" and not head.framed and _looks_cut(reading):
+                ending, error = "broken", "unframed_end"
+            await self._settler.settle(call, reading, ending, error=error)
         finally:
             answer.close()
         if ending == "whole" and not call.gone:
@@ -111,3 +113,8 @@ class Relay:
                 reply.write(data)
             except ClientGone:
                 call.client_left(self._config.metering)
+
+
+def _looks_cut(reading: Reading | None) -> bool:
+    """Whether a stream stopped before anything said that it was over."""
+    return reading is not None and reading.stream and not reading.complete and not reading.in_band_error

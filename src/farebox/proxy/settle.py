@@ -9,6 +9,7 @@ import structlog
 
 from farebox import accounting
 from farebox.accounting import Attempt, Ending, Estimate
+from farebox.logs import exception_facts
 from farebox.meter import Reading
 from farebox.proxy.call import Call, Clock
 from farebox.records import UsageEvent
@@ -24,8 +25,6 @@ class Settler:
         self._record = record
         self._estimate = estimate
         self._clock = clock
-        self.unrecorded = 0
-        """Attempts that `metering.on_ledger_failure: pass` let through without a row."""
 
     async def settle(
         self,
@@ -53,15 +52,16 @@ class Settler:
             except asyncio.CancelledError:
                 cancelled = True
                 estimate = accounting.by_size(attempt, reading)
+            except Exception as exc:
+                # A count that fails must not cost the client its answer.
+                structlog.get_logger().error("tokens are estimated by size: counting failed", **exception_facts(exc))
+                estimate = accounting.by_size(attempt, reading)
         if call.attempt is not attempt:
             return
         call.attempt = call.meter = None
         outcome = accounting.outcome_of(attempt, reading, ending, gone=call.gone)
         event = accounting.account(attempt, reading, outcome, estimate, finished=finished, error=error, unsent=unsent)
-        if attempt.journaled:
-            self._record(event)
-        else:
-            self.unrecorded += 1
-            structlog.get_logger().error("a call passed unrecorded: the journal can't be written", id=str(attempt.id))
+        # Also without a begin (`metering.on_ledger_failure: pass`): the journal may have room again by now.
+        self._record(event)
         if cancelled:
             raise asyncio.CancelledError
