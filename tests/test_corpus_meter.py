@@ -11,7 +11,7 @@ import pytest
 from farebox.dialects import PROFILES
 from farebox.meter import Reading
 from support.answers import cut, passed, plain, singly
-from support.corpus import APIS, MANIFEST, Body, bodies, figures, groups, lines
+from support.corpus import APIS, INCOMPLETE, MANIFEST, MEMO_EXCEPTIONS, Body, bodies, figures, groups, lines
 
 pytestmark = pytest.mark.skipif(not MANIFEST.exists(), reason="the shared corpus is not here")
 
@@ -20,35 +20,6 @@ CUTS_BYTES_MAX = 400_000
 
 EXCEPTIONS: dict[str, str] = {}
 """Bodies whose input or output differ from the label, by id, with the reason. None does."""
-
-GROK_ON_AZURE = "more cached tokens than prompt tokens, with a total that leaves no room for them: unreported"
-THINKING = "the label has no reasoning where Anthropic reports thinking_tokens"
-MEMO_EXCEPTIONS = {
-    **dict.fromkeys(
-        (
-            *("0392da443690", "071c513df045", "190c9be8625c", "2ef190bc602e", "3511908add18", "35483264bfa5"),
-            *("68d05f653c9c", "7c1783f28425", "97c4e39e58bf", "bb7370a5b8bd", "c043ad8e2ef8", "ecd94e6512a1"),
-            "f33dc4443492",
-        ),
-        GROK_ON_AZURE,
-    ),
-    **dict.fromkeys(("3799480f087f", "52791c44991a", "9a6f28a0bf52"), THINKING),
-    "a19935df02dc": "more reasoning than output, with a total that leaves no room for it: cut to the output",
-}
-"""Bodies whose memo fields (caches, reasoning) differ from the label, with the reason."""
-
-INCOMPLETE = {
-    "b8fae75fc664": "lines of JSON: results of a batch, no answer of this API",
-    "e3baf69436ab": "ends without a finish reason and without [DONE]",
-    "4c7b155aeab8": "the last event ends in a stray quotation mark",
-    "3f666a4afd0c": "every event is a JSON string that quotes an event",
-    "427567fefaa5": "every event is a JSON string that quotes an event",
-    "76a1037cc217": "not JSON",
-    "9465a1a50a7e": "not an event stream",
-    "46ca351c0361": "an error inside the stream",
-    "faf76981d131": "an error inside the stream",
-}
-"""Bodies under a status of success that are no complete answer, with the reason."""
 
 UNPARSED = {
     "b8fae75fc664": 1,

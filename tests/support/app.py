@@ -28,9 +28,11 @@ def config_of(settings: dict[str, Any]) -> Config:
 class Farebox:
     """What tests ask of a running farebox."""
 
-    def __init__(self, app: App, key: str) -> None:
+    def __init__(self, app: App, key: str, key_name: str | None = None) -> None:
         self.app = app
         self.key = key
+        self.key_name = key_name
+        """Only this key's rows are shown; None: all."""
 
     @property
     def port(self) -> int:
@@ -50,7 +52,8 @@ class Farebox:
         async with asyncio.timeout(timeout_s):
             while True:
                 await self.app.ledger.flush(timeout_s)
-                rows = (await self.app.store.list_usage(UsageFilter(), rows_max=1000)).rows[::-1]
+                where = UsageFilter(key_name=self.key_name)
+                rows = (await self.app.store.list_usage(where, rows_max=1000)).rows[::-1]
                 if number is None or len(rows) >= number:
                     return rows
                 await asyncio.sleep(0.02)
@@ -64,6 +67,17 @@ class Farebox:
     async def new_key(self, name: str, **facts: Any) -> tuple[str, KeyRecord]:
         secret = keys.mint_secret()
         return secret, await self.app.store.create_key(name=name, secret_hash=keys.hash_secret(secret), **facts)
+
+    async def with_key(self, name: str, **facts: Any) -> Farebox:
+        """The same farebox seen by a new key: its calls are made with it, its rows are the key's."""
+        secret, _ = await self.new_key(name, **facts)
+        return Farebox(self.app, secret, name)
+
+    async def deserted(self) -> None:
+        """Until farebox has noticed that every client is gone."""
+        async with asyncio.timeout(10):
+            while any(connection.transport is not None for connection in self.app.server.connections):
+                await asyncio.sleep(0.005)
 
     async def idle(self) -> None:
         """Until no call is in flight."""

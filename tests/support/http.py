@@ -90,11 +90,37 @@ class RawClient:
                 answer.clean = True
         except (asyncio.IncompleteReadError, ConnectionError):
             answer.clean = False
+        answer.body = b"".join(data for _, data in answer.pieces)
         return answer
+
+    async def chunk(self) -> bytes:
+        """The next piece of a chunked body as it was framed; b"" at its end. For answers that are still under way."""
+        size = int((await self.reader.readuntil(b"\r\n")).strip(), 16)
+        return (await self.reader.readexactly(size + 2))[:-2]
+
+    async def chunks(self, size: int) -> bytes:
+        """Chunks until `size` bytes of body are there, or the body ended."""
+        body = b""
+        while len(body) < size and (piece := await self.chunk()):
+            body += piece
+        return body
+
+    async def rest(self) -> bytes:
+        """Whatever else comes until farebox closes the connection, in whichever way."""
+        data = b""
+        try:
+            while piece := await self.reader.read(65536):
+                data += piece
+        except ConnectionError:
+            pass
+        return data
+
+    def abort(self) -> None:
+        """Leave without a word (RST)."""
+        self.writer.transport.abort()
 
     def _take(self, answer: Answer, data: bytes) -> None:
         answer.pieces.append((time.monotonic(), data))
-        answer.body += data
 
 
 async def call(

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -29,7 +29,8 @@ class Received:
 class Wire:
     """The answering side of one request."""
 
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
         self.writer = writer
         self.closed = False
 
@@ -47,6 +48,21 @@ class Wire:
 
     async def end(self) -> None:
         await self.send(b"0\r\n\r\n")
+
+    async def upload(self) -> AsyncIterator[bytes]:
+        """The pieces of a chunked request body as they arrive; for a provider with `reads_bodies` off."""
+        while size := int(await self.reader.readuntil(b"\n"), 16):
+            yield await self.reader.readexactly(size)
+            await self.reader.readline()
+        await self.reader.readline()
+
+    async def hung_up(self) -> None:
+        """Until farebox closes its side: nothing else may come on this connection."""
+        try:
+            assert not await self.reader.read(1), "farebox sent more on a connection that was to be closed"
+        except ConnectionError:
+            pass
+        self.close()
 
     def close(self) -> None:
         self.closed = True
@@ -121,6 +137,10 @@ class FakeProvider:
     scripts: deque[Script] = field(default_factory=deque)
     gone: int = 0
     """Connections on which farebox hung up before the script was done."""
+    failures: list[Exception] = field(default_factory=list)
+    """What went wrong in scripts."""
+    reads_bodies: bool = True
+    """Off: a script gets its request as soon as the head is there, and takes the body from `Wire.upload`."""
 
     async def __aenter__(self) -> Self:
         self._tasks: set[asyncio.Task[None]] = set()
@@ -147,6 +167,15 @@ class FakeProvider:
         self.scripts.extend(scripts)
         return self
 
+    def forget(self) -> None:
+        """As if new: no requests seen, no answers scripted."""
+        self.requests.clear()
+        self.scripts.clear()
+        self.default = None
+        self.gone = 0
+        self.failures.clear()
+        self.reads_bodies = True
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -155,10 +184,12 @@ class FakeProvider:
         number = self._connections
         try:
             while (request := await _read_request(reader, number)) is not None:
+                if self.reads_bodies:
+                    request.body = await _read_body(reader, request)
                 self.requests.append(request)
                 script = self.scripts.popleft() if self.scripts else self.default
                 assert script is not None, "the provider was asked more often than it was told answers"
-                wire = Wire(writer)
+                wire = Wire(reader, writer)
                 await script(request, wire)
                 if wire.closed:
                     break
@@ -166,6 +197,8 @@ class FakeProvider:
             self.gone += 1
         except asyncio.CancelledError:
             pass
+        except Exception as exc:
+            self.failures.append(exc)
         finally:
             self._tasks.discard(task)
             writer.close()
@@ -179,13 +212,15 @@ async def _read_request(reader: asyncio.StreamReader, number: int) -> Received |
     lines = head.decode("latin-1").split("\r\n")
     method, target, _ = lines[0].split(" ")
     headers = [(k, v.strip()) for k, _, v in (line.partition(":") for line in lines[1:] if line)]
-    fields = {k.lower(): v for k, v in headers}
-    if fields.get("transfer-encoding") == "chunked":
-        body = b""
-        while size := int(await reader.readline(), 16):
-            body += await reader.readexactly(size)
-            await reader.readline()
+    return Received(method, target, headers, b"", number)
+
+
+async def _read_body(reader: asyncio.StreamReader, request: Received) -> bytes:
+    if request.header("transfer-encoding") != "chunked":
+        return await reader.readexactly(int(request.header("content-length") or 0))
+    body = b""
+    while size := int(await reader.readuntil(b"\n"), 16):
+        body += await reader.readexactly(size)
         await reader.readline()
-    else:
-        body = await reader.readexactly(int(fields.get("content-length", 0)))
-    return Received(method, target, headers, body, number)
+    await reader.readline()
+    return body
