@@ -184,6 +184,33 @@ async def test_a_backlog_survives_a_database_that_keeps_dying(
         assert await process.stop() == 0, process.output
 
 
+async def test_a_log_that_cannot_be_written_stops_nothing(
+    provider: FakeProvider, postgres: PostgresServer, database: str, tmp_path: Path
+) -> None:
+    """With nobody to take its log (a closed pipe, a full disk) calls, drain and the watch on keys go on."""
+    traffic = Traffic(provider, random.Random(7))
+    config = settings(str(tmp_path / "data"), provider.base_url, database=database, auth={"key_poll_s": 0.1})
+    async with installed(tmp_path, config) as farebox:
+        process = await farebox.start()
+        traffic.begin(process.port, farebox.key, 4)
+        await until(lambda: len(traffic.whole) >= 10, "calls are answered")
+        process.stop_listening()
+        await asyncio.to_thread(postgres.stop)
+        try:
+            await until_ready(process, False)
+            await until(lambda before=len(traffic.whole): len(traffic.whole) >= before + 20, "calls are answered")  # type: ignore[misc]  # noqa: B008
+        finally:
+            await asyncio.to_thread(postgres.start)
+        await traffic.end()
+        assert (traffic.broken, dict(traffic.refused)) == (set(), {})
+        await until_stored(database, set(traffic.seen))
+        assert (await farebox.run("keys", "revoke", "first")).code == 0
+        async with asyncio.timeout(10):
+            while (await ask(process.port, farebox.key, "m-late", stream=False)).status != 401:
+                await asyncio.sleep(0.05)
+        assert await process.stop() == 0
+
+
 # -- the journal's disk ------------------------------------------------------------------------------
 
 

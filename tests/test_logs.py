@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -73,3 +74,21 @@ def test_the_server_library_does_not_log_for_itself(out: io.StringIO) -> None:
     """aiohttp's own error log would quote malformed headers: it is cut off."""
     logging.getLogger("aiohttp.server").error("bad header planted-config-secret")
     assert out.getvalue() == ""
+
+
+class FullDisk(io.StringIO):
+    """A stream that takes nothing."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+@pytest.mark.parametrize("format", ["json", "console"])
+def test_a_line_that_cannot_be_written_is_dropped(format: logs.Format) -> None:
+    """No call fails and no task of farebox ends because its log's disk is full or its reader gone."""
+    logs.configure("info", format, [], FullDisk())
+    structlog.get_logger().info("said")
+    logging.getLogger("aiohttp.client").error("said")

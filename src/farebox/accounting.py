@@ -13,8 +13,6 @@ from decimal import Decimal
 from typing import Literal
 from uuid import UUID
 
-import msgspec
-
 from farebox.meter import Reading
 from farebox.paths import Target
 from farebox.records import Caller, Outcome, UsageEvent, UsageSource
@@ -225,8 +223,3 @@ def _event(attempt: Attempt, outcome: Outcome, *, finished: float) -> UsageEvent
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
-
-
-def encode(event: UsageEvent) -> bytes:
-    """An event as the JSON object that is journalled and stored."""
-    return msgspec.json.encode(event)

@@ -8,13 +8,14 @@ a header or a prompt. Other libraries' loggers are cut off or come through the s
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, MutableMapping
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 
@@ -82,7 +83,7 @@ def configure(level: Level, format: Format, secrets: Iterable[str], stream: Text
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(out),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Forgiving(out))),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -107,6 +108,22 @@ def take_over_hooks() -> None:
     sys.excepthook = lambda _, exc, __: report(exc)
     sys.unraisablehook = lambda unraisable: report(unraisable.exc_value)
     threading.excepthook = lambda args: report(args.exc_value)
+
+
+class _Forgiving:
+    """A stream that drops what can't be written: no line is worth a call, or the task that was to say it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 class _ToStructlog(logging.Handler):

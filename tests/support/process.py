@@ -106,6 +106,11 @@ class FareboxProcess:
             self._process.kill()
         await self.wait()
 
+    def stop_listening(self) -> None:
+        """Close the pipe it writes its log to: whatever it says now fails."""
+        transport = self._process._transport.get_pipe_transport(2)  # type: ignore[attr-defined]
+        transport.close()
+
     async def _read(self) -> None:
         assert self._process.stderr is not None
         while piece := await self._process.stderr.read(65536):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import msgspec
@@ -22,6 +23,7 @@ class Health:
         self._config = config
         self._store = store
         self._journal_ready = journal_ready
+        self._asking: asyncio.Task[str] | None = None
 
     async def answer(self, request: BaseRequest, path: str) -> Reply:
         """`/healthz`: 200 while the loop turns. `/readyz`: 200 if all parts are up, else 503 and which are not."""
@@ -39,6 +41,12 @@ class Health:
         return respond(request, 200 if ready else 503, body)
 
     async def _database(self) -> str:
+        # One question at a time, whose answer is everybody's: strangers must not take up all connections.
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask(), name="readiness")
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> str:
         try:
             await self._store.ping(_PING_S)
         except Unavailable:

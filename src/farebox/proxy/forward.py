@@ -17,7 +17,7 @@ from uuid import UUID
 import structlog
 from multidict import CIMultiDict
 
-from farebox import accounting, routing, splice
+from farebox import accounting, payload, routing, splice
 from farebox.accounting import Attempt
 from farebox.config import Config, Provider
 from farebox.errors import BadRequest, FareboxError, Unavailable, UpstreamTimeout, UpstreamUnreachable
@@ -183,7 +183,7 @@ class Forwarder:
 
     def _journal(self, attempt: Attempt) -> None:
         try:
-            self._begin(attempt.id, accounting.encode(accounting.provisional(attempt)))
+            self._begin(attempt.id, payload.encode(accounting.provisional(attempt)))
         except FareboxError as exc:
             if self._config.metering.on_ledger_failure == "refuse":
                 raise Unavailable(

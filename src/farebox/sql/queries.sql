@@ -43,14 +43,16 @@ judged AS MATERIALIZED (
 added AS (
     INSERT INTO farebox.usage_entry (
         id, posting_no, request_id, attempt, started_at, finished_at,
-        key_id, key_name, team, project, end_user, session, tags, provider, dialect, endpoint, operation, requested_model, model, service_tier, stream, status, outcome,
+        key_id, key_name, team, project, end_user, session, tags,
+        provider, dialect, endpoint, operation, requested_model, model, service_tier, stream, status, outcome,
         upstream_request_id, input_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens,
         output_tokens, reasoning_tokens, audio_input_tokens, audio_output_tokens, image_tokens, units, usage_source,
         usage_raw, cost_usd, cost_source, provider_cost_usd, price_id, budget_ids, duration_ms, ttft_ms, upstream_ms,
         overhead_ms, tool_calls_count, tool_calls, error_type, error_code, unparsed_events)
     SELECT
         id, posting_no, request_id, attempt, started_at, finished_at,
-        key_id, key_name, team, project, end_user, session, tags, provider, dialect, endpoint, operation, requested_model, model, service_tier, stream, status, outcome,
+        key_id, key_name, team, project, end_user, session, tags,
+        provider, dialect, endpoint, operation, requested_model, model, service_tier, stream, status, outcome,
         upstream_request_id, input_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens,
         output_tokens, reasoning_tokens, audio_input_tokens, audio_output_tokens, image_tokens, units, usage_source,
         usage_raw, cost_usd, cost_source, provider_cost_usd, price_id, budget_ids, duration_ms, ttft_ms, upstream_ms,
