@@ -395,7 +395,7 @@ async def test_a_disk_without_room_for_a_journal_is_said_at_the_start(
         with pytest.raises(StartFailed) as failed:
             await farebox.start()
         assert failed.value.code == 1
-        assert "disk" in failed.value.output and "Traceback" not in failed.value.output
+        assert "No space left on device" in failed.value.output and "Traceback" not in failed.value.output
 
 
 # -- stopping ----------------------------------------------------------------------------------------

@@ -465,6 +465,28 @@ def test_a_full_disk_is_not_asked_for_every_call(tmp_path: Path) -> None:
     crash(journal)
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_shortage_of_files_or_memory_passes(tmp_path: Path, code: int) -> None:
+    """Where the system has no descriptor or memory for another segment begins are refused until it has."""
+    now, short = 0.0, False
+
+    def allocate(fd: int, size: int) -> None:
+        if short:
+            raise OSError(code, os.strerror(code))
+        os.ftruncate(fd, size)
+
+    journal = opened(tmp_path, allocate=allocate, monotonic=lambda: now)
+    short = True
+    with pytest.raises(JournalFull, match=os.strerror(code)):
+        for n in range(1000):
+            journal.begin(id_of(n), b"begin")
+    assert not journal.failed and not journal.has_room()
+    short, now = False, 1.0
+    assert journal.has_room()
+    journal.begin(id_of(2000), b"begin")
+    crash(journal)
+
+
 def test_the_journal_has_a_largest_size(tmp_path: Path) -> None:
     """At max_bytes begins are refused, naming the setting; draining makes room again."""
     journal = opened(tmp_path, max_bytes=3 * SMALL)

@@ -205,6 +205,34 @@ async def test_a_call_let_through_unrecorded_is_recorded_if_there_is_room_by_the
         await client.__aexit__()
 
 
+@pytest.mark.parametrize(("status", "length"), [(204, None), (200, "0")])
+async def test_an_answer_without_a_body_is_recorded_before_it_is_sent(
+    tmp_path: Path, status: int, length: str | None
+) -> None:
+    """Where the head is all there is, the event is there before the client has it."""
+    counting, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> Estimate:
+        counting.set()
+        await go_on.wait()
+        return Estimate(1, 0)
+
+    async def bare(_: Received, wire: Wire) -> None:
+        await wire.head(status, [("Content-Length", length)] if length else [])
+
+    async with FakeProvider(bare) as provider, bench(tmp_path, provider) as farebox:
+        farebox.estimating = wait
+        client = await farebox.ask(request("m", stream=False))
+        await counting.wait()
+        head = asyncio.create_task(client.answer())
+        await asyncio.sleep(0.1)  # what must not come can't be waited for
+        assert not head.done()
+        go_on.set()
+        assert (await head).status == status
+        assert farebox.only_event().outcome == "complete"
+        await client.__aexit__()
+
+
 async def test_a_full_journal_refuses_before_anything_goes_up(tmp_path: Path) -> None:
     """With on_ledger_failure: refuse the client gets 503 with retry-after, the provider nothing."""
     async with FakeProvider() as provider, bench(tmp_path, provider) as farebox:

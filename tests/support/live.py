@@ -97,7 +97,7 @@ async def eventually(what: Callable[[], object], *, timeout_s: float = 10) -> No
 
 
 async def quiet(number: Callable[[], int], *, rounds: int = 20) -> None:
-    """Until `number()` has risen and stood still for a while. Stopping too early can only hide a fault, never make one up."""
+    """Until `number()` has risen and then stood still. Stopping too early can only hide a fault, never make one up."""
     before, still = -1, 0
     while still < rounds:
         await asyncio.sleep(0.02)

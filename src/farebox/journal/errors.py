@@ -6,8 +6,8 @@ import errno
 
 from farebox.errors import FareboxError
 
-NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-"""Errors that say the disk, the quota or the largest file size is used up: they may pass."""
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+"""Errors that say the disk, the quota, the largest file size, descriptors or memory are used up: they may pass."""
 
 
 class JournalUnavailable(FareboxError):
@@ -15,7 +15,8 @@ class JournalUnavailable(FareboxError):
 
 
 class JournalFull(JournalUnavailable):
-    """The disk is full, or the journal is as large as it may become. It passes once Postgres has caught up."""
+    """There is no room for more, or the journal is as large as it may become. It passes, at the latest when
+    there is room again and Postgres has caught up."""
 
 
 class JournalFailed(JournalUnavailable):

@@ -179,7 +179,7 @@ class Journal:
             return segment, segment.write(record)
         except OSError as error:
             if error.errno in NO_ROOM:
-                raise JournalFull("the disk of the journal is full") from error
+                raise JournalFull(f"the journal can't be written: {error.strerror}") from error
             self._fail("write", error)
             raise JournalFailed(_FAILED) from error
 

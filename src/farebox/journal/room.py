@@ -52,6 +52,7 @@ class Room:
         self._spare_slots = 0
         self._number = 0
         self._full_until = float("-inf")
+        self._full_because: str | None = None
 
     def find(self, size: int, ends: int) -> Segment:
         """The segment to write `size` bytes to, such that `ends` ends fit after them."""
@@ -94,7 +95,7 @@ class Room:
     def _add_spare(self) -> None:
         now = self._monotonic()
         if now < self._full_until:
-            raise JournalFull("the disk of the journal is full")
+            raise JournalFull(f"the journal can't grow: {self._full_because}")
         if self.bytes_held + self._segment_bytes > self._max_bytes:
             raise JournalFull("the journal is as large as ledger.journal_max_mb allows, waiting for Postgres")
         try:
@@ -103,7 +104,8 @@ class Room:
             if error.errno not in NO_ROOM:
                 raise
             self._full_until = now + _FULL_RETRY_S
-            raise JournalFull("the disk of the journal is full") from error
+            self._full_because = error.strerror
+            raise JournalFull(f"the journal can't grow: {error.strerror}") from error
         self._number = segment.number
         self._made()
         self._put_aside(segment)

@@ -46,10 +46,14 @@ class Relay:
         # A body that a frame may be taken out of has no length that could be announced.
         length = None if injected and head.status < 400 else head.length
         try:
+            if length == 0 or head.status in (204, 304) or call.request.method == "HEAD":
+                # The head is all there is: the row is written before it, as it is before any last byte.
+                meter.eof()
+                await self._settler.settle(call, meter.finish(), "whole")
             self._start(call, reply, head, length)
             ending, error = await self._pump(call, attempt, answer, meter, reply, peeked, length)
             reading = call.reading()
-            if ending == "whole" and not head.framed and _looks_cut(reading):
+            if ending == "whole" and not head.framed and attempt.target.metered and _looks_cut(reading):
                 ending, error = "broken", "unframed_end"
             await self._settler.settle(call, reading, ending, error=error)
         finally:
@@ -116,5 +120,7 @@ class Relay:
 
 
 def _looks_cut(reading: Reading | None) -> bool:
-    """Whether a stream stopped before anything said that it was over."""
-    return reading is not None and reading.stream and not reading.complete and not reading.in_band_error
+    """Whether a stream that could be read stopped before anything in it said that it was over."""
+    if reading is None or not reading.stream or reading.unparsed_events:
+        return False
+    return not reading.complete and not reading.in_band_error
