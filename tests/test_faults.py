@@ -103,15 +103,14 @@ async def test_traffic_goes_on_while_postgres_is_away(
         created = await farebox.run("keys", "create", "late", "--format", "json")
         late = json.loads(created.output)["key"]
         traffic.begin(process.port, farebox.key, 8)
-        await until(lambda: len(traffic.whole) >= 20, "calls are answered")
+        await traffic.more(20)
         await asyncio.to_thread(postgres.stop)
         try:
             assert (await until_ready(process, False))["database"] == "away"
             assert (await state(process, "/healthz"))[0] == 200
-            before = len(traffic.whole)
             unknown = await ask(process.port, late, "unknown", stream=False)
             assert unknown.status == 503 and unknown.header("retry-after")
-            await until(lambda: len(traffic.whole) >= before + 200, "calls are answered while Postgres is away")
+            await traffic.more(200)
         finally:
             await asyncio.to_thread(postgres.start)
         assert (await until_ready(process, True))["database"] == "ok"
@@ -134,13 +133,13 @@ async def test_a_killed_embedded_postgres_comes_back_and_no_row_is_missing(
     async with installed(tmp_path, settings(str(data), provider.base_url)) as farebox:
         process = await farebox.start()
         traffic.begin(process.port, farebox.key, 8)
-        await until(lambda: len(traffic.whole) >= 50, "calls are answered")
+        await traffic.more(50)
         pid = embedded_postgres_pid(data)
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         await until(lambda: embedded_postgres_pid(data) not in (None, pid), "Postgres is started again")
         await until_ready(process, True)
-        await until(lambda: len(traffic.whole) >= 100, "calls are answered")
+        await traffic.more(100)
         await traffic.end()
         dsn = await running_dsn(data)
         assert dsn is not None
@@ -159,10 +158,10 @@ async def test_a_backlog_survives_a_database_that_keeps_dying(
     async with installed(tmp_path, config) as farebox:
         process = await farebox.start()
         traffic.begin(process.port, farebox.key, 8)
-        await until(lambda: len(traffic.whole) >= 10, "the key is known")
+        await traffic.more(10)
         await asyncio.to_thread(postgres.stop)
         try:
-            await until(lambda: len(traffic.whole) >= 400, "a backlog builds up")
+            await traffic.more(400)
             await traffic.end()
         finally:
             await asyncio.to_thread(postgres.start)
@@ -193,12 +192,12 @@ async def test_a_log_that_cannot_be_written_stops_nothing(
     async with installed(tmp_path, config) as farebox:
         process = await farebox.start()
         traffic.begin(process.port, farebox.key, 4)
-        await until(lambda: len(traffic.whole) >= 10, "calls are answered")
+        await traffic.more(10)
         process.stop_listening()
         await asyncio.to_thread(postgres.stop)
         try:
             await until_ready(process, False)
-            await until(lambda before=len(traffic.whole): len(traffic.whole) >= before + 20, "calls are answered")  # type: ignore[misc]  # noqa: B008
+            await traffic.more(20)
         finally:
             await asyncio.to_thread(postgres.start)
         await traffic.end()

@@ -101,7 +101,7 @@ async def test_a_minute_without_postgres_costs_neither_a_call_nor_a_row(
     async with installed(tmp_path, settings(str(tmp_path / "data"), provider.base_url, database=database)) as farebox:
         process = await farebox.start()
         traffic.begin(process.port, farebox.key, 10)
-        await until(lambda: len(traffic.whole) >= 20, "calls are answered")
+        await traffic.more(20)
         await asyncio.to_thread(postgres.stop)
         try:
             for _ in range(60):
@@ -132,7 +132,7 @@ async def test_a_frozen_postgres_is_no_different_from_one_that_is_away(
         process = await farebox.start()
         traffic.begin(process.port, farebox.key, 8)
         for _ in range(3):
-            await until(lambda before=len(traffic.whole): len(traffic.whole) >= before + 50, "calls are answered")  # type: ignore[misc]  # noqa: B008
+            await traffic.more(50)
             frozen = await backends(postgres)
             for pid in frozen:
                 os.kill(pid, signal.SIGSTOP)
@@ -169,10 +169,10 @@ async def test_a_long_backlog_drains_into_a_database_that_keeps_dying(
     async with installed(tmp_path, config) as farebox:
         process = await farebox.start()
         traffic.begin(process.port, farebox.key, 10)
-        await until(lambda: len(traffic.whole) >= 10, "the key is known")
+        await traffic.more(10)
         await asyncio.to_thread(postgres.stop)
         try:
-            await until(lambda: len(traffic.whole) >= 2000, "a backlog builds up", timeout_s=90)
+            await traffic.more(2000, timeout_s=120)
             await traffic.end()
         finally:
             await asyncio.to_thread(postgres.start)
@@ -197,10 +197,10 @@ async def test_a_farebox_killed_while_postgres_is_away_loses_nothing(
     async with installed(tmp_path, config) as farebox:
         process = await farebox.start()
         traffic.begin(process.port, farebox.key, 8)
-        await until(lambda: len(traffic.whole) >= 10, "the key is known")
+        await traffic.more(10)
         await asyncio.to_thread(postgres.stop)
         try:
-            await until(lambda: len(traffic.whole) >= 200, "a backlog builds up")
+            await traffic.more(200)
             await process.kill()
             await traffic.end()
             for _ in range(2):
@@ -276,7 +276,7 @@ async def test_a_full_disk_under_the_embedded_database_passes(provider: FakeProv
             process = await farebox.start()
             traffic.begin(process.port, farebox.key, 8)
             for _ in range(2):
-                await until(lambda before=len(traffic.whole): len(traffic.whole) >= before + 50, "calls are answered")  # type: ignore[misc]  # noqa: B008
+                await traffic.more(50)
                 fill(disk / "filler")
                 async with asyncio.timeout(60):
                     while (await state(process, "/readyz"))[1]["journal"] == "ok":
@@ -331,7 +331,7 @@ async def test_running_out_of_descriptors_passes(provider: FakeProvider, databas
     async with installed(tmp_path, settings(str(tmp_path / "data"), provider.base_url, database=database)) as farebox:
         process = await farebox.start()
         traffic.begin(process.port, farebox.key, 6)
-        await until(lambda: len(traffic.whole) >= 50, "calls are answered")
+        await traffic.more(50)
         limit = open_files(process.pid) + 4
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, 4096))
         idle = [await asyncio.open_connection("127.0.0.1", process.port) for _ in range(60)]
@@ -339,7 +339,7 @@ async def test_running_out_of_descriptors_passes(provider: FakeProvider, databas
         await asyncio.sleep(3)  # the shortage itself, not a wait for something
         for _, writer in idle:
             writer.close()
-        await until(lambda before=len(traffic.whole): len(traffic.whole) >= before + 200, "calls are answered again")  # type: ignore[misc]  # noqa: B008
+        await traffic.more(200)
         await traffic.end()
         rows = await until_stored(database, set(traffic.seen))
         assert {rows[model] for model in traffic.whole} == {"complete"}

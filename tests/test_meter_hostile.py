@@ -7,6 +7,7 @@ import tracemalloc
 import zlib
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from farebox.meter.stream import UNREADABLE_MAX
 from farebox.meter.template import Template
 from farebox.records import Operation
-from support.answers import DONE, chunk, cut, finish, frame, meter, passed, read, usage, usage_frame
+from support.answers import DONE, chunk, cut, finish, frame, meter, passed, read, read_json, usage, usage_frame
 
 fixed = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 MIB = 1024 * 1024
@@ -328,3 +329,14 @@ def test_templates_overlook_nothing(words: list[str], at: int, seed: int) -> Non
     assert one.usage == other.usage
     assert (one.complete, one.in_band_error, one.unparsed_events) == (other.complete, other.in_band_error, 0)
     assert one.output_text == other.output_text
+
+
+def test_sentences_in_a_usage_object_are_not_kept() -> None:
+    """The raw usage keeps numbers and single words; text, which could quote a prompt, is dropped."""
+    odd = usage(tier="flex", note="you asked: my secret plan", deep={"a b c": 1, "list": ["what was said", 3]})
+    reading = read_json({"choices": [], "usage": odd})
+    assert reading.usage_raw is not None
+    kept = msgspec.json.decode(reading.usage_raw)
+    assert kept["tier"] == "flex"
+    assert kept["note"] is None
+    assert kept["deep"] == {"list": [None, 3]}

@@ -230,3 +230,27 @@ async def test_the_whole_of_a_slow_reader_is_bounded() -> None:
             await asyncio.sleep(0.01)
         answer = await client.answer()
     assert answer.clean
+
+
+async def test_connections_past_the_bound_are_closed_as_they_come() -> None:
+    """With `connections_max` open the next one is closed at once, and one that goes makes room."""
+    server = make_server(
+        answering(whole, length=4), keepalive_timeout_s=5, header_bytes_max=4096, headers_max=64, connections_max=1
+    )
+    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    try:
+        async with RawClient(port) as first:
+            await first.send("GET", "/", {})
+            assert (await first.answer()).body == b"abcd"
+            async with RawClient(port) as second:
+                assert await second.reader.read() == b""
+        async with asyncio.timeout(5):
+            while server.connections:
+                await asyncio.sleep(0.005)
+        async with RawClient(port) as third:
+            await third.send("GET", "/", {})
+            assert (await third.answer()).body == b"abcd"
+    finally:
+        listening.close()
+        await server.shutdown(0.1)

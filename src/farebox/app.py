@@ -130,6 +130,7 @@ class App:
             keepalive_timeout_s=server.keepalive_timeout_s,
             header_bytes_max=server.header_bytes_max,
             headers_max=server.headers_max,
+            connections_max=config.limits.connections_max,
         )
         loop = asyncio.get_running_loop()
         self._listening = await loop.create_server(self.server, sock=listener, backlog=server.backlog)

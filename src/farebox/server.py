@@ -316,6 +316,12 @@ class Connection(RequestHandler):
             content.set_exception(web.RequestPayloadError("malformed"))
             content.feed_eof()
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        manager = cast(Server, self._manager)
+        if len(manager._connections) > manager.connections_max:
+            self.force_close()
+
     def connection_lost(self, exc: BaseException | None) -> None:
         on_lost, self.on_lost = self.on_lost, None
         super().connection_lost(exc)
@@ -350,18 +356,29 @@ class Connection(RequestHandler):
 
 
 class Server(web.Server):
-    """Makes a `Connection` for each client."""
+    """Makes a `Connection` for each client; past `connections_max` a new one is closed at once."""
+
+    def __init__(self, handler: Any, *, connections_max: int, **kwargs: Any) -> None:
+        super().__init__(handler, **kwargs)
+        self.connections_max = connections_max
 
     def __call__(self) -> RequestHandler:
         return Connection(self, loop=self._loop, **self._kwargs)
 
 
 def make_server(
-    handler: Handler, *, keepalive_timeout_s: float, header_bytes_max: int, headers_max: int, lingering_s: float = 5.0
+    handler: Handler,
+    *,
+    keepalive_timeout_s: float,
+    header_bytes_max: int,
+    headers_max: int,
+    connections_max: int = 20_000,
+    lingering_s: float = 5.0,
 ) -> Server:
     """The protocol factory for `loop.create_server`. Request bodies are handed on as sent, never decompressed."""
     return Server(
         cast(Any, handler),
+        connections_max=connections_max,
         keepalive_timeout=keepalive_timeout_s,
         max_line_size=max(header_bytes_max, paths.TARGET_BYTES_MAX + 64),
         max_field_size=header_bytes_max,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from support.process import Installation, until
+from support.process import Installation
 from support.traffic import Traffic
 
 
@@ -42,9 +42,8 @@ async def crash_rounds(
     tally, rng = Tally(), traffic.rng
     for number in range(rounds):
         process = await farebox.start()
-        goal = len(traffic.provider.requests) + rng.randint(1, 6 * clients)
         traffic.begin(process.port, farebox.key, clients)
-        await until(lambda goal=goal: len(traffic.provider.requests) >= goal, "the provider is called")  # type: ignore[misc]
+        await traffic.asked(rng.randint(1, 6 * clients))
         await asyncio.sleep(rng.uniform(0, 0.03))  # not to wait for anything: the moment is to be any
         before_kill(number)
         await process.kill()

@@ -18,6 +18,7 @@ from typing import Any
 import asyncpg
 
 from support.http import Answer, call
+from support.process import until
 from support.provider import FakeProvider, Received, Wire
 
 CHAT = "/v1/chat/completions"
@@ -186,6 +187,16 @@ class Traffic:
         else:
             self.broken.add(model)
         return True
+
+    async def more(self, number: int, *, timeout_s: float = 60) -> None:
+        """Until so many more answers have reached a client in full."""
+        goal = len(self.whole) + number
+        await until(lambda: len(self.whole) >= goal, f"{number} more calls are answered", timeout_s=timeout_s)
+
+    async def asked(self, number: int) -> None:
+        """Until so many more requests have reached the provider."""
+        goal = len(self.provider.requests) + number
+        await until(lambda: len(self.provider.requests) >= goal, f"the provider is asked {number} times more")
 
     def begin(self, port: int, key: str, clients: int) -> None:
         """Let `clients` call, each one call after the other, until `end` or until nobody listens any more."""

@@ -53,7 +53,9 @@ class Server:
     )
     keepalive_timeout_s: float = field(
         default=75.0,
-        metadata=setting(Number(0, 3_600), "A client connection that is idle for this long is closed."),
+        metadata=setting(
+            Number(0.1, 3_600), "A client connection that is idle, or sends no whole head, for this long is closed."
+        ),
     )
     header_bytes_max: int = field(
         default=32_768,
@@ -252,6 +254,10 @@ class Limits:
     requests_in_flight_max: int = field(
         default=10_000,
         metadata=setting(Whole(1, 1_000_000), "Calls open at once. One more gets 503 with retry-after."),
+    )
+    connections_max: int = field(
+        default=20_000,
+        metadata=setting(Whole(1, 1_000_000), "Client connections open at once. One more is closed as it comes."),
     )
 
 

@@ -13,7 +13,7 @@ import msgspec
 from farebox.dialects.faults import Fault
 from farebox.dialects.profile import Profile
 from farebox.dialects.usage import Account, is_skeleton, merge, read_usage
-from farebox.dialects.values import count, mapping, text
+from farebox.dialects.values import count, mapping, text, word
 from farebox.meter.tools import ToolTally
 from farebox.records import Operation, ToolCall, Usage
 
@@ -190,7 +190,16 @@ def _encoded(raw: Mapping[str, Any] | None, siblings: Mapping[str, Any]) -> msgs
     if raw is None and not siblings:
         return None
     try:
-        data = _ENCODER.encode({**(raw or {}), **siblings})
+        data = _ENCODER.encode(_wordless({**(raw or {}), **siblings}))
     except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
         return None
     return msgspec.Raw(data) if len(data) <= USAGE_RAW_BYTES_MAX else None
+
+
+def _wordless(value: Any) -> Any:
+    """`value` without its sentences: what a provider writes into a usage object is stored, and could quote a prompt."""
+    if isinstance(value, dict):
+        return {name: _wordless(member) for name, member in value.items() if word(name) is not None}
+    if isinstance(value, list):
+        return [_wordless(item) for item in value]
+    return word(value) if isinstance(value, str) else value
