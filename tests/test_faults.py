@@ -389,7 +389,7 @@ async def test_a_disk_without_room_for_a_journal_is_said_at_the_start(
 # -- stopping ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM)])
+@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGHUP,), (signal.SIGTERM, signal.SIGTERM)])
 async def test_a_stop_finishes_what_ends_in_time_and_cuts_the_rest(
     database: str, tmp_path: Path, signals: tuple[signal.Signals, ...]
 ) -> None:
@@ -457,6 +457,20 @@ async def test_ctrl_c_in_a_terminal_stops_everything_in_order(tmp_path: Path) ->
             assert dsn is not None
             assert await outcomes(dsn) == {"m": "farebox_cut"}
             assert await again.stop() == 0
+
+
+async def test_a_stop_while_starting_is_a_stop(provider: FakeProvider, tmp_path: Path) -> None:
+    """SIGTERM before farebox is up: exit code 0, no database left running, and the next start is an ordinary one."""
+    data = tmp_path / "data"
+    async with installed(tmp_path, settings(str(data), provider.base_url)) as farebox:
+        process = await farebox.spawn()
+        await process.says("making the embedded database")
+        process.signal(signal.SIGTERM)
+        assert await process.wait() == 0, process.output
+        assert await running_dsn(data) is None
+        again = await farebox.start()
+        assert (await state(again, "/readyz"))[0] == 200
+        assert await again.stop() == 0, again.output
 
 
 # -- two on one folder -------------------------------------------------------------------------------

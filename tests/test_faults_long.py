@@ -388,7 +388,7 @@ class Soak:
                 continue
             if kind == "proper" and not (answer.status == 200 and answer.clean):
                 self.strange.append(f"{model}: {answer.status} {answer.clean}")
-            if kind in ("cut", "reset", "short", "bad_chunk") and answer.clean:
+            if kind in ("cut", "reset", "short", "bad_chunk") and answer.status == 200 and answer.clean:
                 self.strange.append(f"{model}: a truncated answer looks whole")
 
     def collect(self) -> None:

@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM, SIGINT or SIGHUP."""
     config = with_address(read_config(args), args.host, args.port)
     logs.configure(config.log.level, config.log.format, config.secrets())
     logs.take_over_hooks()
@@ -57,7 +57,8 @@ async def _serve(config: Config, own: str, option: str) -> None:
     loop.set_exception_handler(_log_loop_error)
     stop = asyncio.Event()
     app = App(config)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    # SIGHUP: the terminal is gone. Unhandled it would end farebox like a kill -9.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     await app.start()
     try:

@@ -20,11 +20,13 @@ import structlog
 from aiohttp.web_request import BaseRequest
 
 from farebox import codings, paths
+from farebox.accounting import Ending
 from farebox.config import Config
 from farebox.errors import BadRequest, Forbidden, InternalError, MethodNotAllowed, Refusal, Unavailable
 from farebox.ids import uuid7
 from farebox.keys import holds_key, misplaced
 from farebox.logs import exception_facts
+from farebox.meter import Reading
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.forward import Forwarder
 from farebox.proxy.relay import Relay
@@ -208,15 +210,23 @@ class Proxy:
         if self._body_bytes + size > self._config.limits.bodies_in_flight_mb_max << 20:
             raise Unavailable("limits.bodies_in_flight_mb_max of request bodies are held.", headers=_SOON)
 
+    def _reading(self, call: Call) -> Reading | None:
+        try:
+            return call.reading()
+        except Exception as exc:
+            self._log.error("an answer could not be read", request_id=str(call.request_id), **exception_facts(exc))
+            return None
+
     async def _stopped(self, call: Call) -> Reply:
         """The call's task was cancelled: by farebox (client gone, shutdown), or from outside."""
         if call.stopped is not None:
             call.task.uncancel()
-        await self._settler.settle(
-            call, call.reading(), "client" if call.stopped == "client" else "shutdown", quick=call.stopped is None
-        )
         reply = call.reply or Reply(call.request)
-        reply.cut()
+        ending: Ending = "client" if call.stopped == "client" else "shutdown"
+        try:
+            await self._settler.settle(call, self._reading(call), ending, quick=call.stopped is None)
+        finally:
+            reply.cut()  # whatever else happens, it must not look whole
         if call.stopped is None:
             raise asyncio.CancelledError
         return reply
@@ -224,12 +234,7 @@ class Proxy:
     async def _failed(self, call: Call, exc: Exception) -> Reply:
         """A fault of farebox's own: it is logged, the attempt is settled, and the client is told."""
         self._log.error("call failed", request_id=str(call.request_id), **exception_facts(exc))
-        reading = None
-        try:
-            reading = call.reading()
-        except Exception as again:
-            self._log.error("an answer could not be read", request_id=str(call.request_id), **exception_facts(again))
-        await self._settler.settle(call, reading, "broken", error="farebox_fault", quick=True)
+        await self._settler.settle(call, self._reading(call), "broken", error="farebox_fault", quick=True)
         if call.reply is not None and call.reply.started:
             call.reply.cut()
             return call.reply
