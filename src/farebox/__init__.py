@@ -14,11 +14,12 @@ The floors, upper ones import lower ones only (checked in CI):
 
     cli            commands
     app            composition root: config -> objects -> a listening server; start and stop
+                   (database: the embedded Postgres or the one the config names)
     proxy, admin   data plane and control plane; demo: the built-in provider
-    keys, ledger, upstream, store, embedded_postgres, server, estimator
+    keys, ledger (over journal), upstream, store, embedded_postgres, server, estimator
                    one outside thing each
-    accounting, meter, routing, request, splice, tokens, sse, codings, paths, config, dialects,
-    errors, ids, records
+    accounting, payload, meter, routing, splice, tokens, request, prompt, sse, codings, jsontext,
+    paths, config, dialects, errors, ids, records
                    pure: values in, values out; no I/O, no clock
 
 Postgres is the truth (keys, rows). The journal holds what is not there yet. Memory holds caches
