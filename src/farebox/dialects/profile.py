@@ -42,8 +42,6 @@ class Profile:
     stream_options: StreamOptions = "inject"
     reasoning: Reasoning = "auto"
     auth_header: AuthHeader = "bearer"
-    always_sends_usage: bool = False
-    """Streams carry usage unasked, so nothing is gained by asking."""
     hides_thinking: bool = False
     """Tokens in `total_tokens` that neither input nor output explains are thinking: they count as output."""
     usage_per_choice: bool = False

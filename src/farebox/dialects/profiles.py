@@ -20,16 +20,16 @@ _ALL = (
     Profile(name="google", hides_thinking=True),
     Profile(name="vertex", hides_thinking=True),
     # 422 (extra_forbidden) on include_usage; the finish chunk carries usage unasked.
-    Profile(name="mistral", stream_options="skip", always_sends_usage=True),
+    Profile(name="mistral", stream_options="skip"),
     # Usage comes in x_groq on the finish chunk and, if asked for, in a frame of its own: the same numbers.
     Profile(name="groq"),
     Profile(name="deepseek"),
     Profile(name="xai"),
     Profile(name="together", stream_options="learn"),
     Profile(name="fireworks"),
-    Profile(name="openrouter", stream_options="skip", always_sends_usage=True),
+    Profile(name="openrouter", stream_options="skip"),
     # Reasoning and citation tokens are billed beside the output and are in no total.
-    Profile(name="perplexity", stream_options="skip", always_sends_usage=True, reasoning="additive"),
+    Profile(name="perplexity", stream_options="skip", reasoning="additive"),
     Profile(name="cerebras"),
     # The compatible endpoint rejects stream_options.
     Profile(name="cohere", stream_options="skip"),
