@@ -11,7 +11,12 @@ from farebox.config import Config, ConfigError, load
 OPENAI = 'openai: {dialect: openai, base_url: "https://api.openai.com/v1", api_key: sk-1}'
 CLAUDE = 'claude: {dialect: anthropic, base_url: "https://api.anthropic.com", api_key: sk-2}'
 LOCAL = 'local: {dialect: vllm, base_url: "http://localhost:8000/v1"}'
-KEYS = {"FAREBOX_ADMIN_TOKEN": "admin-token", "OPENAI_API_KEY": "sk-openai", "ANTHROPIC_API_KEY": "sk-anthropic"}
+KEYS = {
+    "FAREBOX_ADMIN_TOKEN": "admin-token",
+    "FAREBOX_METRICS_TOKEN": "metrics-token",
+    "OPENAI_API_KEY": "sk-openai",
+    "ANTHROPIC_API_KEY": "sk-anthropic",
+}
 
 
 def read(text: str, env: Mapping[str, str] = {}, files: Mapping[str, str] = {}) -> Config:

@@ -6,13 +6,15 @@ builds it. `example` renders the schema's own documentation. Files, environment 
 left to the callers.
 """
 
+from farebox.config.changes import carry_over
 from farebox.config.checks import with_address
 from farebox.config.faults import ConfigError, Fault
 from farebox.config.load import load
+from farebox.config.prices import ModelPrices
 from farebox.config.providers import Match, Provider, RouteRule
 from farebox.config.schema import Config
 from farebox.config.secret import Secret
-from farebox.config.settings import Auth, Database, Ledger, Limits, Log, Metering, Server
+from farebox.config.settings import Auth, Database, Ledger, Limits, Log, Metering, Metrics, Models, Server
 
 __all__ = [
     "Auth",
@@ -25,10 +27,14 @@ __all__ = [
     "Log",
     "Match",
     "Metering",
+    "Metrics",
+    "ModelPrices",
+    "Models",
     "Provider",
     "RouteRule",
     "Secret",
     "Server",
+    "carry_over",
     "load",
     "with_address",
 ]

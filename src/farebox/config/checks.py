@@ -12,19 +12,23 @@ from dataclasses import replace
 from typing import Any
 
 from farebox.config.faults import ConfigError, Fault, Faults, shown
-from farebox.config.kinds import Bad, Whole
+from farebox.config.kinds import Bad, Scalar, Whole
 from farebox.config.nodes import join
 from farebox.config.providers import Provider, RouteRule
 from farebox.config.schema import Config
 from farebox.config.settings import Auth, Database, Ledger, Limits, Server
 from farebox.config.web import Host, is_loopback
 
+_PORT, _WORKERS = Whole(0, 65_535), Whole(1, 64)
 _OPEN = "auth.mode is open, which needs no key, so {} must be a loopback address (127.0.0.1); this one is reachable"
 
 
-def with_address(config: Config, host: str | None = None, port: int | None = None) -> Config:
-    """`config` listening elsewhere, as the command line asks. Raises `ConfigError` as loading would."""
+def with_address(
+    config: Config, host: str | None = None, port: int | None = None, workers: int | None = None
+) -> Config:
+    """`config` listening elsewhere, or by so many, as the command line asks. Raises `ConfigError` as loading would."""
     server, path = config.server, ""
+    kind: Scalar = Host()
     try:
         if host is not None:
             path = "--host"
@@ -33,9 +37,12 @@ def with_address(config: Config, host: str | None = None, port: int | None = Non
                 raise Bad(_OPEN.format("it"))
         if port is not None:
             path = "--port"
-            server = replace(server, port=Whole(0, 65_535).parse(str(port)))
+            kind = _PORT
+            server = replace(server, port=_PORT.parse(str(port)))
+        if workers is not None:
+            path, kind = "--workers", _WORKERS
+            server = replace(server, workers=_WORKERS.parse(str(workers)))
     except Bad as bad:
-        kind = Host() if path == "--host" else Whole(0, 65_535)
         raise ConfigError([Fault("command line", 0, 0, path, str(bad) or f"must be {kind.wants}")]) from None
     return replace(config, server=server)
 

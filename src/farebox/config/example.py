@@ -48,7 +48,7 @@ def render() -> str:
 def _config() -> Iterator[str]:
     for name, (_, about) in settings_of(Config).items():
         yield ""
-        yield from _prose(about.doc, "")
+        yield from _prose(_said(about), "")
         yield f"{name}:"
         if isinstance(about.kind, kinds.Section):
             yield from _fields(about.kind.cls, "  ")
@@ -87,14 +87,24 @@ def _route() -> Iterator[str]:
 
 def _fields(cls: type, indent: str) -> Iterator[str]:
     for name, (field, about) in settings_of(cls).items():
-        yield from _prose(" ".join(filter(None, (about.doc, _accepts(about.kind)))), indent)
-        yield _line(name, field, about, indent)
+        yield from _prose(" ".join(filter(None, (_said(about), _accepts(about.kind)))), indent)
+        if cls is Provider and isinstance(about.kind, kinds.Map):
+            # What it shows is the name of one entry, whose settings follow.
+            yield f"{indent}#{name}:"
+            yield f"{indent}  #{about.show}:"
+            yield from _fields(about.kind.cls, f"{indent}    ")
+        else:
+            yield _line(name, field, about, indent)
 
 
 def _line(name: str, field: dataclasses.Field[Any], about: kinds.Setting, indent: str) -> str:
     if about.show is None:
         return f"{indent}{name}: {_yaml(field.default)}"
     return f"{indent}{'' if about.live else '#'}{name}: {about.show}"
+
+
+def _said(about: kinds.Setting) -> str:
+    return f"{about.doc} A change takes effect at the next start." if about.at_start else about.doc
 
 
 def _accepts(kind: kinds.Kind) -> str:

@@ -12,12 +12,16 @@ import difflib
 import math
 import re
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from typing import Any, ClassVar, TypeAlias
 
 from farebox.config.secret import Secret
 
 TEXT_CHARS_MAX = 8_192
 """A longer text value is a fault: nothing here needs it, and header lines end there."""
+MONEY_PLACES_MAX = 20
+"""Decimal places of an amount; more are a fault, for nothing is ever rounded."""
 
 
 class Bad(ValueError):
@@ -119,6 +123,47 @@ class NumberOrOff(Number):
 
     def parse(self, text: str) -> float | None:  # type: ignore[override]
         return None if text.lower() == "off" else super().parse(text)
+
+
+@dataclass(frozen=True)
+class Money(Scalar):
+    """An amount of US dollars from 0 to `most`, exact. Gives a Decimal without an exponent above 0."""
+
+    takes_words: ClassVar[bool] = True
+    most: int
+
+    @property
+    def wants(self) -> str:
+        return f"an amount of US dollars from 0 to {self.most}"
+
+    def parse(self, text: str) -> Decimal:
+        plain = _GROUPED.sub("", text)
+        if not _DECIMAL.fullmatch(plain):
+            raise Bad
+        value = Decimal(plain)
+        if value.is_signed() or value > self.most:
+            raise Bad
+        places = -int(value.as_tuple().exponent)
+        if places > MONEY_PLACES_MAX:
+            raise Bad(f"it has {places} decimal places; at most {MONEY_PLACES_MAX} are kept")
+        return Decimal(format(value, "f"))
+
+
+@dataclass(frozen=True)
+class Day(Scalar):
+    """A day of the calendar. Gives a date."""
+
+    @property
+    def wants(self) -> str:
+        return "a day written YYYY-MM-DD"
+
+    def parse(self, text: str) -> date:
+        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+            raise Bad
+        try:
+            return date.fromisoformat(text)
+        except ValueError:
+            raise Bad("there is no such day") from None
 
 
 @dataclass(frozen=True)
@@ -224,13 +269,21 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Map:
+    """A mapping of scalars to sections of `cls`. Gives a mapping of what `key` gives to instances, in order."""
+
+    key: Scalar
+    cls: type
+
+
+@dataclass(frozen=True)
 class Rows:
     """A list of sections of `cls`. Gives a tuple of instances."""
 
     cls: type
 
 
-Kind: TypeAlias = Scalar | OneOrMore | Pairs | Section | Named | Rows
+Kind: TypeAlias = Scalar | OneOrMore | Pairs | Section | Named | Map | Rows
 
 
 def plain(number: float) -> str:
@@ -245,14 +298,18 @@ class Setting:
     doc   sentences for the example file: what it does, and what happens at its bound
     show  YAML text of a value to show; None shows the default
     live  the shown value stands in the example as set, not behind `#`
+    at_start  it holds from a start to the next: a reload of the file keeps the value that is in force
     """
 
     kind: Kind
     doc: str
     show: str | None = None
     live: bool = False
+    at_start: bool = False
 
 
-def setting(kind: Kind, doc: str, show: str | None = None, *, live: bool = False) -> dict[str, Setting]:
+def setting(
+    kind: Kind, doc: str, show: str | None = None, *, live: bool = False, at_start: bool = False
+) -> dict[str, Setting]:
     """Field metadata for a setting."""
-    return {"setting": Setting(kind, doc, show, live)}
+    return {"setting": Setting(kind, doc, show, live, at_start)}

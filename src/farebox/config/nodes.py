@@ -18,7 +18,7 @@ from farebox.config.faults import Faults, Mark, shown
 TEXT_CHARS_MAX = 262_144
 """A longer file is refused whole, unread: PyYAML takes seconds per megabyte."""
 DEPTH_MAX = 12
-"""A value nested deeper is refused; the schema needs five. Also ends an anchor that holds itself."""
+"""A value nested deeper is refused; the schema needs nine. Also ends an anchor that holds itself."""
 VALUES_MAX = 20_000
 """Keys and values after aliases are expanded; a file that gives more is refused."""
 

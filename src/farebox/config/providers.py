@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 
-from farebox.config.kinds import Choice, Credential, Flag, Line, Number, OneOrMore, Pairs, Section, Whole, setting
+from farebox.config.kinds import Choice, Credential, Flag, Line, Map, Number, OneOrMore, Pairs, Section, Whole, setting
+from farebox.config.prices import ModelPrices
 from farebox.config.secret import Secret
 from farebox.config.web import BaseUrl, HeaderName, HeaderValue, ProviderName
 from farebox.dialects import PROFILES, AuthHeader, Profile, Reasoning, StreamOptions
@@ -21,6 +22,11 @@ _TAG = Line("a tag", chars_max=256)
 
 def nothing() -> Mapping[str, str]:
     """An empty mapping that stays empty."""
+    return MappingProxyType({})
+
+
+def no_prices() -> Mapping[str, ModelPrices]:
+    """No prices of a provider's own."""
     return MappingProxyType({})
 
 
@@ -131,6 +137,26 @@ class Provider:
             Line("a path"),
             "PEM file of the authorities to trust for it, instead of the system's.",
             "/etc/ssl/certs/own-ca.pem",
+        ),
+    )
+
+    price_book: str | None = field(
+        default=None,
+        metadata=setting(
+            Line("the name of a price book", chars_max=64),
+            "Whose price list holds there: openai, anthropic, azure, x-ai ... (`farebox prices list` names them), or "
+            "none. Left out: that of the host in base_url, else of the dialect; servers of your own have none. A call "
+            "without a known price gets no cost, never 0.",
+            "openai",
+        ),
+    )
+    prices: Mapping[str, ModelPrices] = field(
+        default_factory=no_prices,
+        metadata=setting(
+            Map(_GLOB, ModelPrices),
+            "Prices of its own, by model name or glob (* ? [abc]; case does not count), first match wins. They go "
+            'before any book. {"*": {input_usd_per_mtok: 0, output_usd_per_mtok: 0}} makes all of it free.',
+            "gpt-5*",
         ),
     )
 

@@ -76,6 +76,8 @@ class Reader:
             return self._instance(kind.cls, node, path)
         if isinstance(kind, kinds.Named):
             return self._named(kind, node, path)
+        if isinstance(kind, kinds.Map):
+            return self._map(kind, node, path)
         return self._rows(kind, node, path)
 
     def _scalar(self, kind: kinds.Scalar, node: Node, path: str, *, optional: bool = False) -> Any:
@@ -160,6 +162,21 @@ class Reader:
             found[entry.key] = self._fields(kind.cls, entry.value, where)
         return found
 
+    def _map(self, kind: kinds.Map, node: Node, path: str) -> Any:
+        values: dict[Any, Any] = {}
+        for entry in self._entries(node, path, f"pairs of {kind.key.wants} and its settings"):
+            where = join(path, entry.key)
+            self._faults.note(where, entry.value.at)
+            value = self._instance(kind.cls, entry.value, where)
+            if not self._key(kind.key, entry, where):
+                continue
+            key = kind.key.parse(entry.key)
+            if key in values:
+                self._faults.add(where, "given twice, in another spelling", entry.at)
+            elif value is not _ABSENT:
+                values[key] = value
+        return MappingProxyType(values)
+
     def _rows(self, kind: kinds.Rows, node: Node, path: str) -> Any:
         if _empty(node):
             return _ABSENT
@@ -215,7 +232,7 @@ def _homes(cls: type, path: str) -> Iterator[tuple[str, str]]:
         yield name, where
         if isinstance(about.kind, kinds.Section):
             yield from _homes(about.kind.cls, where)
-        elif isinstance(about.kind, kinds.Named):
+        elif isinstance(about.kind, kinds.Named | kinds.Map):
             yield from _homes(about.kind.cls, f"{where}.NAME")
         elif isinstance(about.kind, kinds.Rows):
             yield from _homes(about.kind.cls, f"{where}[N]")

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from farebox.config.kinds import Named, Rows, Section, setting
 from farebox.config.providers import Match, Provider, RouteRule, nothing
-from farebox.config.settings import Auth, Database, Ledger, Limits, Log, Metering, Server
+from farebox.config.settings import Auth, Database, Ledger, Limits, Log, Metering, Metrics, Models, Server
 from farebox.config.web import ProviderName
 
 
@@ -28,7 +28,7 @@ class Config:
 
     server: Server = field(default=Server(), metadata=setting(Section(Server), "Where clients connect."))
     database: Database = field(
-        default=Database(), metadata=setting(Section(Database), "Where keys and usage rows are kept.")
+        default=Database(), metadata=setting(Section(Database), "Where keys and usage rows are kept.", at_start=True)
     )
     auth: Auth = field(default=Auth(), metadata=setting(Section(Auth), "Who may call."))
     providers: Mapping[str, Provider] = field(
@@ -53,9 +53,15 @@ class Config:
     )
     ledger: Ledger = field(
         default=Ledger(),
-        metadata=setting(Section(Ledger), "The journal on disk that holds usage until the database has it."),
+        metadata=setting(
+            Section(Ledger), "The journal on disk that holds usage until the database has it.", at_start=True
+        ),
     )
     limits: Limits = field(default=Limits(), metadata=setting(Section(Limits), "Bounds on memory and on waiting."))
+    models: Models = field(default=Models(), metadata=setting(Section(Models), "The models that GET /v1/models lists."))
+    metrics: Metrics = field(
+        default=Metrics(), metadata=setting(Section(Metrics), "What GET /metrics shows to Prometheus, and to whom.")
+    )
     log: Log = field(default=Log(), metadata=setting(Section(Log), "What is logged; never prompts, never secrets."))
     disabled: Mapping[str, str] = field(default_factory=nothing)
     warnings: tuple[str, ...] = ()
@@ -74,6 +80,8 @@ class Config:
         """Every credential in here, for masking them in logs."""
         if self.server.admin_token:
             yield self.server.admin_token
+        if self.metrics.token:
+            yield self.metrics.token
         if not self.database.embedded:
             yield self.database.url
             password = urlsplit(self.database.url).password

@@ -24,11 +24,21 @@ class Server:
         metadata=setting(
             Host(),
             "Address to listen on: 127.0.0.1 is this machine only, 0.0.0.0 all of IPv4, :: all of IPv6.",
+            at_start=True,
         ),
     )
     port: int = field(
         default=8787,
-        metadata=setting(Whole(0, 65_535), "TCP port. 0 takes a free one, which is printed at start."),
+        metadata=setting(Whole(0, 65_535), "TCP port. 0 takes a free one, which is printed at start.", at_start=True),
+    )
+    workers: int = field(
+        default=1,
+        metadata=setting(
+            Whole(1, 64),
+            "Processes that serve the port together, at best one for each core; with more than one, a further process "
+            "watches over them. Each has what stands under limits, pool_size_max and journal_max_mb for itself.",
+            at_start=True,
+        ),
     )
     admin_token: str | None = field(
         default=None,
@@ -74,6 +84,16 @@ class Server:
             Whole(1, 65_535),
             "Connections the system queues until farebox takes them. Past it the system lets new ones wait and "
             "retry, or refuses them.",
+            at_start=True,
+        ),
+    )
+    reload_poll_s: float | None = field(
+        default=2.0,
+        metadata=setting(
+            NumberOrOff(0.05, 3_600),
+            "How often this file, and those it takes in with ${file:PATH}, are looked at for a change, which then "
+            "takes effect at once and whole, while calls under way keep what they began with. A file with a fault "
+            "changes nothing; the log says where it is. off: only on SIGHUP, which always does it.",
         ),
     )
 
@@ -133,6 +153,7 @@ class Auth:
             "virtual: clients use farebox keys (fb-...), providers get the api_key below. passthrough: the client's "
             "own provider credential goes up, only to a provider marked passthrough: true and never to a second "
             "one. open: no keys at all; farebox then listens on a loopback address only.",
+            at_start=True,
         ),
     )
     key_cache_size: int = field(
@@ -182,6 +203,13 @@ class Metering:
             Choice(("refuse", "pass")),
             "When the journal cannot be written, its disk being full: refuse new calls with 503, or pass them "
             "unrecorded and count the loss. Calls already running finish either way.",
+        ),
+    )
+    price_poll_s: float = field(
+        default=10.0,
+        metadata=setting(
+            Number(0.05, 3_600),
+            "How often a newer price list is looked for: what `farebox prices sync` takes to reach a running farebox.",
         ),
     )
 
@@ -258,6 +286,78 @@ class Limits:
     connections_max: int = field(
         default=20_000,
         metadata=setting(Whole(1, 1_000_000), "Client connections open at once. One more is closed as it comes."),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """The models that GET /v1/models lists."""
+
+    refresh_s: float | None = field(
+        default=float(_DAY_S),
+        metadata=setting(
+            NumberOrOff(0, 30 * _DAY_S),
+            "How old a provider's list may be before it is asked again, in the background, with its own credential; "
+            "once for all workers and replicas. off or 0: only by `farebox models refresh`. Never in auth.mode "
+            "passthrough, where GET /v1/models is the provider's answer.",
+        ),
+    )
+    retry_s: float = field(
+        default=900.0,
+        metadata=setting(
+            Number(1, _DAY_S), "How long after a failure a provider is asked again. Its last good list stays meanwhile."
+        ),
+    )
+    poll_s: float = field(
+        default=10.0,
+        metadata=setting(
+            Number(0.05, 3_600), "How often a process looks for lists that are due, or that another one fetched."
+        ),
+    )
+    timeout_s: float = field(
+        default=30.0,
+        metadata=setting(Number(0.1, 600), "Time for one provider's list, all its pages. After it: a failure."),
+    )
+    list_mb_max: int = field(
+        default=8,
+        metadata=setting(Whole(1, 256), "Size of one provider's list, all its pages. A larger one is a failure."),
+    )
+    models_max: int = field(
+        default=5_000,
+        metadata=setting(Whole(1, 50_000), "Models kept of one provider. The rest of a longer list is left out."),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """GET /metrics."""
+
+    token: str | None = field(
+        default=None,
+        repr=False,
+        metadata=setting(
+            Token(),
+            "Bearer token that /metrics asks for. Left out, it asks for none: whoever reaches the port can read the "
+            "names of keys and models, and what they cost. On a loopback address that is who asks for a loopback name.",
+            '"${FAREBOX_METRICS_TOKEN}"',
+        ),
+    )
+    label_values_max: int = field(
+        default=200,
+        metadata=setting(
+            Whole(1, 100_000),
+            "Values of one label that have series of their own: models, keys, tools ... The rest is counted as other.",
+            at_start=True,
+        ),
+    )
+    series_max: int = field(
+        default=20_000,
+        metadata=setting(
+            Whole(1_000, 2_000_000),
+            "Samples in one answer of /metrics, all workers together. At it, what has no series yet is counted as "
+            "other. Each takes 8 bytes a worker, and some 100 in the answer.",
+            at_start=True,
+        ),
     )
 
 

@@ -1,0 +1,35 @@
+"""What calls cost: dated price lists, and the arithmetic from usage to US dollars. Pure.
+
+The way of a price: an entry (`entry`) comes from the snapshot (`shipped`, made by `genai`), from
+Postgres, or from a provider's config (`configured`). A `PriceBook` finds the entry of a model
+(`matching`, `publishers`), `tables` picks the period, the variant and the context tier that hold,
+`buckets` splits the usage, `amounts` multiplies. `Pricer` does all of it for one event.
+
+Storing entries, refreshing them and correcting rows is left to others.
+"""
+
+from farebox.pricing.book import PriceBook
+from farebox.pricing.configured import config_entries
+from farebox.pricing.entry import Match, Period, Price, Rates, Step, Variant, beginning, digest
+from farebox.pricing.pricer import Costing, Pricer, Quote
+from farebox.pricing.publishers import book_of
+from farebox.pricing.shipped import Snapshot, shipped
+
+__all__ = [
+    "Costing",
+    "Match",
+    "Period",
+    "Price",
+    "PriceBook",
+    "Pricer",
+    "Quote",
+    "Rates",
+    "Snapshot",
+    "Step",
+    "Variant",
+    "beginning",
+    "book_of",
+    "config_entries",
+    "digest",
+    "shipped",
+]

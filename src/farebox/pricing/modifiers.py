@@ -1,0 +1,115 @@
+"""How a request was served, beside its tokens: the tier, the speed, the region, other models at work inside.
+
+Read from the event and, only where its bytes mention one of the names, from the raw usage object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from farebox.dialects.raw import LEFT_OUT, lacks
+from farebox.records import UsageEvent
+
+STANDARD = frozenset({"", "default", "standard", "auto", "on_demand", "on-demand", "ondemand", "none"})
+"""Words by which providers name the ordinary tier in an answer."""
+
+Need = tuple[tuple[str, str], ...]
+"""Alternatives, each the name and value of a variant: one of them must have a price."""
+
+_TIERS: Mapping[str, Need] = {
+    "batch": (("processing", "batch"), ("service_tier", "batch")),
+    # OpenAI's two names of one tier.
+    "priority": (("service_tier", "priority"), ("service_tier", "fast")),
+    "fast": (("service_tier", "fast"), ("service_tier", "priority")),
+}
+_SPEEDS = frozenset({"", "standard", "normal", "default"})
+_PLACES = frozenset({"", "global", "not_available", "default", "unknown"})
+_READ = frozenset({"speed", "inference_geo", "iterations", "usage_breakdown", "tool_usage"})
+_NAMES = (
+    b"speed",
+    b"inference_geo",
+    b"iterations",
+    b"usage_breakdown",
+    b"image_gen",
+    LEFT_OUT.encode(),
+)
+
+
+class Part(NamedTuple):
+    """A share of the answer that another model may have made, with its own usage object."""
+
+    model: str | None
+    usage: Mapping[str, Any]
+
+
+class Served(NamedTuple):
+    """What the raw usage object says beside counts."""
+
+    needs: tuple[Need, ...] = ()
+    parts: tuple[Part, ...] = ()
+    """Not empty: they are the whole of the tokens, and the counts at the top are not to be priced."""
+    unpriceable: bool = False
+    """It used something whose price cannot be told from what is reported."""
+
+
+PLAIN = Served()
+
+
+def tier_needs(tier: str | None) -> tuple[Need, ...]:
+    """What a tier asks of the price: nothing for the ordinary one."""
+    word = (tier or "").lower()
+    if word in STANDARD:
+        return ()
+    return (_TIERS.get(word, (("service_tier", word),)),)
+
+
+def served(event: UsageEvent) -> Served:
+    """What `usage_raw` says; `PLAIN` for nearly every call, at the cost of a few byte searches."""
+    raw = event.usage_raw
+    if raw is None:
+        return PLAIN
+    if not isinstance(raw, dict):
+        data = raw.encode() if isinstance(raw, str) else bytes(raw) if isinstance(raw, msgspec.Raw | bytes) else b""
+        if not any(name in data for name in _NAMES):
+            return PLAIN
+        try:
+            raw = msgspec.json.decode(data)
+        except (msgspec.MsgspecError, RecursionError):
+            return PLAIN
+        if not isinstance(raw, dict):
+            return PLAIN
+    needs = []
+    speed, place = _word(raw.get("speed")), _word(raw.get("inference_geo"))
+    if speed not in _SPEEDS:
+        needs.append((("speed", speed),))
+    if place not in _PLACES:
+        needs.append((("inference_geo", place),))
+    # Groq's compound systems: other models, and tools whose fees no member tells. And what was too large to keep.
+    unpriceable = _draws(raw) or bool(raw.get("usage_breakdown")) or lacks(raw, _READ)
+    return Served(tuple(needs), tuple(_parts(raw)), unpriceable)
+
+
+def _parts(raw: Mapping[str, Any]) -> Iterator[Part]:
+    """Anthropic's `iterations`: entries that replace the totals in the bill."""
+    iterations = raw.get("iterations")
+    for entry in iterations if isinstance(iterations, list) else ():
+        if isinstance(entry, dict):
+            yield Part(_name(entry.get("model")), entry)
+
+
+def _draws(raw: Mapping[str, Any]) -> bool:
+    """Whether a hosted tool made images: tokens of an image model that the usage does not name."""
+    tools = raw.get("tool_usage")
+    drawn = tools.get("image_gen") if isinstance(tools, dict) else None
+    return isinstance(drawn, dict) and any(isinstance(count, int) and count > 0 for count in drawn.values())
+
+
+def _word(value: Any) -> str:
+    return value.lower() if isinstance(value, str) else ""
+
+
+def _name(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,208 @@
+"""What one call costs: usage x price -> an exact amount, or unknown.
+
+Nothing is guessed: a model without a price, a tier, a speed or a region without one, a unit without
+one, a count that is not known, all give no cost, which is not 0. Sums are not rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import NamedTuple
+
+import msgspec
+
+from farebox.config import Provider
+from farebox.dialects import PROFILES, Profile
+from farebox.dialects.usage import read_usage
+from farebox.pricing import tables
+from farebox.pricing.amounts import ZERO, tidy, tokens_usd, units_usd
+from farebox.pricing.book import Lineage, PriceBook, keep
+from farebox.pricing.configured import Overrides
+from farebox.pricing.entry import Price
+from farebox.pricing.images import image_tokens
+from farebox.pricing.modifiers import Need, Part, served, tier_needs
+from farebox.pricing.publishers import NAMED_BY_OPERATOR, NONE, book_of, lookups
+from farebox.pricing.tables import EXACT, Table, Tariff
+from farebox.records import UsageEvent
+
+NAMES_MAX = 4_096
+"""Models of providers whose entries are kept at hand. Past it the oldest is forgotten, and searched again."""
+TARIFFS_MAX = 16_384
+"""Worked-out rates kept. Past it the oldest are forgotten, and worked out again."""
+
+_IMAGES = frozenset({"input_image", "output_image"})
+
+
+class Quote(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model costs in the ordinary tier and the lowest context tier. None: there is no such price."""
+
+    price_id: str
+    input_usd_per_mtok: Decimal | None
+    output_usd_per_mtok: Decimal | None
+    cache_read_usd_per_mtok: Decimal | None
+    cache_write_usd_per_mtok: Decimal | None
+    context_window: int | None
+    max_output_tokens: int | None
+
+
+class Costing(NamedTuple):
+    """An amount and the entry it comes from."""
+
+    usd: Decimal
+    price_id: str
+
+
+class _Candidate(NamedTuple):
+    """A model's entries as found under a name. `borrowed`: in the book of a publisher whose models a cloud sells."""
+
+    lineage: Lineage
+    name: str
+    borrowed: bool
+
+
+class Pricer:
+    """Prices events with one book and one set of providers. Immutable: a new book or config is a new pricer."""
+
+    def __init__(self, book: PriceBook, providers: Mapping[str, Provider]) -> None:
+        self.book = book
+        self._books = {
+            name: book_of(price_book=one.price_book, base_url=one.base_url, dialect=one.dialect)
+            for name, one in providers.items()
+        }
+        self._overrides = {name: Overrides(one) for name, one in providers.items() if one.prices}
+        self._known: dict[tuple[str, str | None, str | None], tuple[_Candidate, ...]] = {}
+        self._tariffs: dict[tuple[str, int, tuple[int, ...]], Tariff] = {}
+
+    @property
+    def configured(self) -> tuple[Price, ...]:
+        """The entries that the providers' own `prices` make."""
+        return tuple(price for own in self._overrides.values() for price in own.entries)
+
+    def price(self, event: UsageEvent) -> None:
+        """Set `cost_usd`, `cost_source` and `price_id` of `event`, and nothing else.
+
+        `prices`: by the entry that `price_id` names. `provider`: no entry can say, but the provider
+        reported an amount. None: unknown. An event with nothing billable keeps what it has.
+        """
+        if event.usage_source == "none":
+            return
+        costing = self.cost(event)
+        if costing is not None:
+            event.cost_usd, event.price_id = costing
+            event.cost_source = "prices"
+        else:
+            event.cost_usd, event.price_id = event.provider_cost_usd, None
+            event.cost_source = None if event.provider_cost_usd is None else "provider"
+
+    def cost(self, event: UsageEvent) -> Costing | None:
+        """What `event` costs by the entries; None where anything this needs is not known."""
+        if event.input_tokens is None or (event.output_tokens is None and event.operation != "embeddings"):
+            return None
+        how = served(event)
+        at = _utc(event.started_at)
+        needs = tier_needs(event.service_tier) + how.needs
+        found = None if how.unpriceable else self._find(event.provider, event.model, event.requested_model, needs, at)
+        if found is None:
+            return None
+        price, tariff = found
+        table = tariff.table(event.input_tokens) if tariff.steps else tariff.base
+        amount = self._parts_usd(event, how.parts, needs, at) if how.parts else _tokens_usd(event, table)
+        if amount is not None and (event.units or "requests" in table.rates):
+            beside = units_usd(table, event.units)
+            amount = None if beside is None else EXACT.add(amount, beside)
+        return None if amount is None else Costing(tidy(amount), price.id)
+
+    def quote(self, provider_name: str, model: str, at: datetime) -> Quote | None:
+        """The rates of a model as a provider lists it; None where no price is known. `at`: naive is UTC."""
+        found = self._find(provider_name, model, None, (), _utc(at))
+        if found is None or not found[1].base.rates:
+            return None
+        price, rates = found[0], found[1].base
+        return Quote(
+            price_id=price.id,
+            input_usd_per_mtok=rates.input,
+            output_usd_per_mtok=rates.output,
+            cache_read_usd_per_mtok=rates.cache_read,
+            cache_write_usd_per_mtok=rates.cache_write,
+            context_window=price.context_window,
+            max_output_tokens=price.max_output,
+        )
+
+    def _parts_usd(
+        self, event: UsageEvent, parts: tuple[Part, ...], needs: tuple[Need, ...], at: datetime
+    ) -> Decimal | None:
+        """The sum over the models that worked on an answer, each at its own price and context tier."""
+        profile = PROFILES.get(event.dialect) or Profile(name=event.dialect)
+        total = ZERO
+        for part in parts:
+            model = part.model or event.model
+            usage = read_usage(part.usage, operation=event.operation, profile=profile, model=model).usage
+            asked = event.requested_model if part.model is None else None
+            found = self._find(event.provider, model, asked, needs, at)
+            if found is None or usage.input_tokens is None or usage.output_tokens is None:
+                return None
+            amount = tokens_usd(found[1].table(usage.input_tokens), usage)
+            if amount is None:
+                return None
+            total = EXACT.add(total, amount)
+        return total
+
+    def _find(
+        self, provider: str, model: str | None, asked: str | None, needs: tuple[Need, ...], at: datetime
+    ) -> tuple[Price, Tariff] | None:
+        """The entry in force and its rates; None without an entry, or where it has no price for `needs`."""
+        key = (provider, model, asked)
+        known = self._known.get(key)
+        if known is None:
+            known = tuple(self._search(provider, model, asked))
+            keep(self._known, key, known, NAMES_MAX)
+        for candidate in known:
+            price = candidate.lineage.on(at.date(), candidate.name)
+            if price is None:
+                continue
+            if candidate.borrowed and needs:
+                return None
+            chosen = tables.variants(price, needs, at) if needs else ()
+            if chosen is None:
+                return None
+            return price, self._tariff(price, tables.period(price, at), chosen)
+        return None
+
+    def _tariff(self, price: Price, period: int, variants: tuple[int, ...]) -> Tariff:
+        key = (price.id, period, variants)
+        tariff = self._tariffs.get(key)
+        if tariff is None:
+            tariff = tables.tariff(price, period, variants)
+            keep(self._tariffs, key, tariff, TARIFFS_MAX)
+        return tariff
+
+    def _search(self, provider: str, model: str | None, asked: str | None) -> Iterator[_Candidate]:
+        """Where to look, in order: the provider's own prices, then its book; the answer's model, then the one asked."""
+        names = [*dict.fromkeys(name for name in (model, asked) if name)]
+        own = self._overrides.get(provider)
+        if own is not None:
+            for name in names:
+                yield from (_Candidate(lineage, name, borrowed=False) for lineage in own.find(name))
+        main = self._books.get(provider, NONE)
+        if main in NAMED_BY_OPERATOR:
+            names = names[:1]
+        for name in names:
+            for book, spelled in lookups(main, name, asked):
+                borrowed = book != main and not book.startswith(main)
+                for lineage in self.book.candidates(book, spelled):
+                    yield _Candidate(lineage, spelled, borrowed)
+
+
+def _tokens_usd(event: UsageEvent, table: Table) -> Decimal | None:
+    """Of several ways to split the image tokens, the dearer."""
+    if not event.image_tokens or not table.rates.keys() & _IMAGES:
+        return tokens_usd(table, event)
+    amounts = [tokens_usd(table, event, *split) for split in image_tokens(event)]
+    known = [amount for amount in amounts if amount is not None]
+    return max(known) if len(known) == len(amounts) else None
+
+
+def _utc(at: datetime) -> datetime:
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
