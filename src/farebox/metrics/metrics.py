@@ -1,0 +1,282 @@
+"""Counts what happens, and shows it: `observe` takes the event that the ledger got, `pieces` gives `/metrics`.
+
+Everything here runs in the event loop's thread. Nothing that goes wrong here reaches a caller: the
+row and the answer matter more than the number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Protocol
+
+import structlog
+
+from farebox.logs import exception_facts
+from farebox.metrics import families as f
+from farebox.metrics import reading, text
+from farebox.metrics.families import COST, FAMILIES, OTHER, REQUESTS, TOKEN_TYPES, TOKENS, Family
+from farebox.metrics.series import Series, Table, clean
+from farebox.metrics.storage import Storage
+from farebox.records import UsageEvent
+
+_KINS_MAX = 10_000
+_PLACES_MAX = 10_000
+"""Combinations of label values whose places are remembered; at it all are looked up anew."""
+_TIMES = {family.name: family for family in (f.DURATION, f.FIRST_TOKEN, f.PER_TOKEN, f.OVERHEAD)}
+_STUMBLES_SAID = 5
+"""How many failures are logged; the rest would say the same at every call."""
+
+
+class Backlog(Protocol):
+    """What waits in the ledger."""
+
+    @property
+    def events(self) -> int: ...
+    @property
+    def oldest_s(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What is not counted by event but looked at: every second, and at each scrape."""
+
+    in_flight: Callable[[], int]
+    backlog: Callable[[], Backlog]
+    lost: Callable[[], int]
+    """Events lost since this process began."""
+    corrections: Callable[[], Awaitable[tuple[Decimal, Decimal]]] | None = None
+    """Cost corrected (up, down) in the whole ledger, in USD; with several workers only one asks."""
+
+
+class _Kin(dict[str, int]):
+    """Where events with the same labels are counted: places by family (tokens: by type), found when first needed."""
+
+    def __init__(self, place: Callable[[Family, tuple[str, ...]], int], labels: tuple[str, ...]) -> None:
+        super().__init__()
+        self._place = place
+        self._labels = labels
+        self.provider, self.model, _, self.key, _, _ = labels
+
+    def __missing__(self, what: str) -> int:
+        if what == REQUESTS.name:
+            place = self._place(REQUESTS, self._labels)
+        elif what in TOKEN_TYPES:
+            place = self._place(TOKENS, (self.provider, self.model, self.key, what))
+        elif what == COST.name:
+            place = self._place(COST, (self.provider, self.model, self.key))
+        else:
+            place = self._place(_TIMES[what], (self.provider, self.model))
+        self[what] = place
+        return place
+
+
+class Metrics:
+    """All metrics of one process, and of those that share its `storage`. `start`, ..., `close`."""
+
+    def __init__(
+        self,
+        *,
+        storage: Storage,
+        label_values_max: int,
+        is_secret: Callable[[str], bool],
+        sources: Sources,
+        version: str,
+        look_s: float = 1.0,
+        corrections_poll_s: float = 60.0,
+    ) -> None:
+        self._storage = storage
+        self._own = storage.own
+        self._table = Table(
+            FAMILIES,
+            series_max=len(storage.own),
+            label_values_max=label_values_max,
+            log=storage,
+            is_secret=is_secret,
+        )
+        self._sources = sources
+        self._look_s = look_s
+        self._corrections_poll_s = corrections_poll_s
+        self._log = structlog.get_logger()
+        self._places: dict[tuple[str, ...], int] = {}
+        self._kins: dict[tuple[str, ...], _Kin] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stumbles = 0
+        self._lost = 0
+        for family in FAMILIES:
+            if not family.open and family is not f.CORRECTIONS:
+                # From the start, at 0: what is seen first at 1 has not increased for Prometheus. (The corrections are
+                # the ledger's totals: a 0 before the first look at it would make all of them an increase.)
+                for values in family.fallbacks():
+                    if OTHER not in values:
+                        place = self._place(family, *values)
+                        if family.kind == "gauge":
+                            self._own[place] = 0.0  # of the worker that was here before
+        self._own[self._place(f.BUILD, clean(version))] = 1.0
+
+    # -- what is counted -------------------------------------------------------------------------
+
+    def observe(self, event: UsageEvent) -> None:
+        """Count one attempt that is over. Never raises."""
+        try:
+            self._observe(event)
+        except Exception as error:
+            self._stumbled("an attempt is missing in the metrics", error)
+
+    def refused(self, reason: str) -> None:
+        """Count one answer of farebox's own with this code (`errors.Refusal.code`). Never raises."""
+        self._count(f.REFUSALS, reason)
+
+    def reloaded(self, result: str) -> None:
+        """Count one reload of the config, `ok` or `failed`. Never raises."""
+        self._count(f.RELOADS_DONE, result)
+
+    def _observe(self, event: UsageEvent) -> None:
+        own, kin = self._own, self._kin(event)
+        own[kin[REQUESTS.name]] += 1
+        for kind, count in zip(TOKEN_TYPES, reading.token_counts(event), strict=True):
+            if count:
+                own[kin[kind]] += count
+        own[self._place(f.USAGE_SOURCE, event.usage_source)] += 1
+        self._money(event, kin)
+        if event.duration_ms is not None:
+            self._time(kin, f.DURATION, event.duration_ms / 1000)
+        if event.ttft_ms is not None:
+            self._time(kin, f.FIRST_TOKEN, event.ttft_ms / 1000)
+        if event.overhead_ms is not None:
+            self._time(kin, f.OVERHEAD, event.overhead_ms / 1000)
+        if (pace := reading.seconds_per_token(event)) is not None:
+            self._time(kin, f.PER_TOKEN, pace)
+        for call in event.tool_calls:
+            own[self._place(f.TOOL_CALLS, self._table.name("tool", call.name))] += call.count
+        if event.unparsed_events:
+            own[self._place(f.UNPARSED, kin.provider)] += event.unparsed_events
+        if (error := reading.error_kind(event)) is not None:
+            own[self._place(f.UPSTREAM_ERRORS, kin.provider, error)] += 1
+
+    def _money(self, event: UsageEvent, kin: _Kin) -> None:
+        own = self._own
+        if event.cost_usd is not None:
+            cost = max(0.0, float(event.cost_usd))
+            if cost or event.usage_source != "none":
+                own[kin[COST.name]] += cost
+            if event.usage_source in f.GUESSED:
+                own[self._place(f.UNATTESTED, event.usage_source)] += cost
+        elif event.usage_source != "none":
+            own[self._place(f.UNPRICED, kin.model)] += 1
+        if difference := reading.drift(event):
+            direction = "over" if difference > 0 else "under"
+            own[self._place(f.DRIFT, kin.provider, direction)] += abs(float(difference))
+
+    def _time(self, kin: _Kin, family: Family, seconds: float) -> None:
+        start, seconds = kin[family.name], max(0.0, seconds)
+        self._own[start + bisect_left(family.buckets, seconds)] += 1
+        self._own[start + len(family.buckets) + 1] += seconds
+
+    def _kin(self, event: UsageEvent) -> _Kin:
+        name, answered = self._table.name, reading.answered(event)
+        labels = (
+            name("provider", event.provider),
+            name("model", event.model or event.requested_model, answered),
+            name("endpoint", event.endpoint, answered or event.operation != "other"),
+            name("key", event.key_name, answered or event.key_id is not None),
+            name("status", None if event.status is None else str(event.status)),
+            event.outcome,
+        )
+        kin = self._kins.get(labels)
+        if kin is None:
+            if len(self._kins) >= _KINS_MAX:
+                self._kins.clear()
+            kin = self._kins[labels] = _Kin(self._table.place, labels)
+        return kin
+
+    def _count(self, family: Family, value: str) -> None:
+        try:
+            self._own[self._place(family, value)] += 1
+        except Exception as error:
+            self._stumbled("something is missing in the metrics", error)
+
+    def _place(self, family: Family, *values: str) -> int:
+        asked = (family.name, *values)
+        place = self._places.get(asked)
+        if place is None:
+            place = self._table.place(family, values)
+            if len(self._places) >= _PLACES_MAX:
+                self._places.clear()
+            self._places[asked] = place
+        return place
+
+    def _stumbled(self, what: str, error: Exception) -> None:
+        self._stumbles += 1
+        if self._stumbles <= _STUMBLES_SAID:
+            self._log.error(what, **exception_facts(error))
+
+    # -- what is looked at -----------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to look at the sources."""
+        self._tasks.append(asyncio.create_task(self._keep_looking(), name="metrics look"))
+        if self._sources.corrections is not None:
+            ask = self._sources.corrections
+            self._tasks.append(asyncio.create_task(self._keep_asking(ask), name="metrics corrections"))
+
+    async def close(self) -> None:
+        """Let go of the storage; nothing may be counted any more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._storage.close()
+
+    def look(self) -> None:
+        """Take the sources' figures of now. Never raises."""
+        try:
+            backlog, lost = self._sources.backlog(), self._sources.lost()
+            self._own[self._place(f.IN_FLIGHT)] = self._sources.in_flight()
+            self._own[self._place(f.BACKLOG)] = backlog.events
+            self._own[self._place(f.OLDEST)] = backlog.oldest_s
+            self._own[self._place(f.LOST)] += lost - self._lost
+            self._lost = lost
+        except Exception as error:
+            self._stumbled("something is missing in the metrics", error)
+
+    async def _keep_looking(self) -> None:
+        while True:
+            self.look()
+            await asyncio.sleep(self._look_s)
+
+    async def _keep_asking(self, ask: Callable[[], Awaitable[tuple[Decimal, Decimal]]]) -> None:
+        while True:
+            try:
+                up, down = await ask()
+                self._own[self._place(f.CORRECTIONS, "up")] = float(up)
+                self._own[self._place(f.CORRECTIONS, "down")] = float(down)
+            except Exception as error:
+                # The database is away, mostly: the last figures stand.
+                self._log.debug("the cost corrections could not be read", **exception_facts(error))
+            await asyncio.sleep(self._corrections_poll_s)
+
+    # -- what is shown ---------------------------------------------------------------------------
+
+    def pieces(self) -> Iterator[bytes]:
+        """The exposition of all workers together as it is now, written while it is iterated."""
+        self.look()
+        self._table.catch_up()
+        workers = self._storage.all()
+        largest = {family.name for family in FAMILIES if family.largest}
+
+        def values_of(series: Series) -> list[float]:
+            start, end = series.start, series.start + series.width
+            merge = max if series.family in largest else sum
+            if series.width == 1:
+                return [merge([values[start] for values in workers])]
+            return [merge(column) for column in zip(*[values[start:end] for values in workers], strict=True)]
+
+        made = {name: list(series) for name, series in self._table.made.items()}
+        yield from text.write(FAMILIES, made, values_of)
+
+    def exposition(self) -> bytes:
+        """`pieces` in one."""
+        return b"".join(self.pieces())
