@@ -5,17 +5,19 @@ themselves. The SQL is in `farebox/sql`.
 """
 
 from farebox.store.failures import SchemaError, StoreUnavailable, is_refusal, is_transient
+from farebox.store.models import ModelLists
+from farebox.store.prices import PriceLists
 from farebox.store.store import Store
-from farebox.store.usage import Page, ToolTotals, UsageFilter, UsageTotals
+from farebox.store.usage import Page, UsageFilter
 
 __all__ = [
+    "ModelLists",
     "Page",
+    "PriceLists",
     "SchemaError",
     "Store",
     "StoreUnavailable",
-    "ToolTotals",
     "UsageFilter",
-    "UsageTotals",
     "is_refusal",
     "is_transient",
 ]

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -22,7 +23,7 @@ from farebox.records import KeyRecord, UsageRow
 from farebox.store import migrations
 from farebox.store.failures import StoreUnavailable, in_words, is_transient, place_of
 from farebox.store.sqltext import queries
-from farebox.store.usage import ANY, GROUPS_MAX, Grouping, Page, ToolTotals, UsageFilter, UsageTotals
+from farebox.store.usage import ANY, Page, UsageFilter
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -58,7 +59,7 @@ class Store:
         self._connect_timeout_s = connect_timeout_s
         self._statement_timeout_s = statement_timeout_s
         self._pool: asyncpg.Pool[Row] | None = None
-        self._sql = queries()
+        self.sql = queries()
 
     async def open(self) -> None:
         """Connect; tries again for `connect_timeout_s` while the database is starting. Raises StoreUnavailable."""
@@ -102,7 +103,8 @@ class Store:
             pool.terminate()
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[PoolConnectionProxy[Row]]:
+    async def connection(self) -> AsyncIterator[PoolConnectionProxy[Row]]:
+        """A connection of the pool, for a transaction. For the modules of this package, which know its `sql`."""
         if self._pool is None:
             raise StoreUnavailable("the store is closed")
         try:
@@ -118,13 +120,14 @@ class Store:
                 raise
             raise StoreUnavailable(f"the database is away: {in_words(error)}") from error
 
-    async def _fetch(self, query: str, *args: object) -> list[Row]:
-        async with self._connection() as connection:
-            rows: list[Row] = await connection.fetch(self._sql[query], *args)
+    async def fetch(self, query: str, *args: object) -> list[Row]:
+        """The rows of a statement of `farebox/sql`. For the modules of this package."""
+        async with self.connection() as connection:
+            rows: list[Row] = await connection.fetch(self.sql[query], *args)
             return rows
 
     async def _fetch_key(self, query: str, *args: object) -> KeyRecord | None:
-        rows = await self._fetch(query, *args)
+        rows = await self.fetch(query, *args)
         return _key(rows[0]) if rows else None
 
     # -- the database itself ---------------------------------------------------------------------
@@ -132,19 +135,19 @@ class Store:
     async def ping(self, timeout_s: float) -> None:
         """Return if the database answers a query in time; StoreUnavailable otherwise."""
         try:
-            async with asyncio.timeout(timeout_s), self._connection() as connection:
+            async with asyncio.timeout(timeout_s), self.connection() as connection:
                 await connection.fetchval("SELECT 1")
         except TimeoutError:
             raise StoreUnavailable("the database does not answer in time") from None
 
     async def migrate(self) -> list[str]:
         """Bring the schema up to date; the names of what was applied. Raises SchemaError."""
-        async with self._connection() as connection:
+        async with self.connection() as connection:
             return await migrations.migrate(connection, migrations.shipped())
 
     async def schema_version(self) -> str | None:
         """The newest migration applied, None for a database farebox has not been in."""
-        async with self._connection() as connection:
+        async with self.connection() as connection:
             return await migrations.current(connection)
 
     # -- events ----------------------------------------------------------------------------------
@@ -157,7 +160,7 @@ class Store:
         document = (b"[" + b",".join(events) + b"]").decode()
         added: int = 0
         for _ in range(_INSERT_TRIES):
-            [row] = await self._fetch("insert_events", document)
+            [row] = await self.fetch("insert_events", document)
             added += row["added"]
             if row["added"] == row["wanted"]:
                 return added
@@ -169,20 +172,14 @@ class Store:
         """Attempts, newest first, `after` the place a page before named; at most `PAGE_ROWS_MAX` rows."""
         rows_max = max(1, min(rows_max, PAGE_ROWS_MAX))
         started_at, id = after or (None, None)
-        rows = await self._fetch("list_usage", started_at, id, rows_max + 1, *_values(where))
+        rows = await self.fetch("list_usage", *where.values(), started_at, id, rows_max + 1)
         found = [_usage(row) for row in rows[:rows_max]]
         return Page(found, (found[-1].started_at, found[-1].id) if len(rows) > rows_max else None)
 
-    async def sum_usage(self, where: UsageFilter = ANY, *, by: Grouping | None = None) -> list[UsageTotals]:
-        """Sums `by` something, the most expensive group first (days and hours: the latest); without `by` one row,
-        or none where nothing matches."""
-        rows = await self._fetch("sum_usage", by, GROUPS_MAX, *_values(where))
-        return [UsageTotals(**dict(row)) for row in rows]
-
-    async def sum_tools(self, where: UsageFilter = ANY) -> list[ToolTotals]:
-        """Tool calls by name, the most called first."""
-        rows = await self._fetch("sum_tools", GROUPS_MAX, *_values(where))
-        return [ToolTotals(**dict(row)) for row in rows]
+    async def cost_corrections(self) -> tuple[Decimal, Decimal]:
+        """US dollars that corrections added to the sum of costs, and that they took from it, ever. One row is read."""
+        [row] = await self.fetch("cost_corrections")
+        return row["up_usd"], row["down_usd"]
 
     # -- keys ------------------------------------------------------------------------------------
 
@@ -220,7 +217,7 @@ class Store:
 
     async def list_keys(self, *, include_revoked: bool = False) -> list[KeyRecord]:
         """All keys, by name."""
-        return [_key(row) for row in await self._fetch("list_keys", include_revoked)]
+        return [_key(row) for row in await self.fetch("list_keys", include_revoked)]
 
     async def get_key(self, key: UUID | str) -> KeyRecord | None:
         """A key by id or name. Of several revoked ones of a name the last; one in use comes first."""
@@ -253,7 +250,7 @@ class Store:
 
     async def keys_changed_since(self, moment: datetime) -> tuple[list[KeyRecord], datetime]:
         """Keys created or changed after `moment` (and a little before it), and the moment to ask with the next time."""
-        rows = await self._fetch("keys_changed_since", moment)
+        rows = await self.fetch("keys_changed_since", moment)
         return [_key(row) for row in rows if row["id"] is not None], rows[0]["asked_at"]
 
 
@@ -272,20 +269,6 @@ def _explained(name: str) -> Iterator[None]:
         raise BadRequest(
             "The key can't be stored: a name has 1 to 200 characters, lists hold strings, tags are names with strings."
         ) from None
-
-
-def _values(where: UsageFilter) -> tuple[object, ...]:
-    """The filter's values, in the order in which every query takes them."""
-    return (
-        where.since,
-        where.until,
-        where.key_id,
-        where.key_name,
-        where.provider,
-        where.model,
-        where.session,
-        where.request_id,
-    )
 
 
 def _key(row: Row) -> KeyRecord:
