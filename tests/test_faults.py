@@ -389,7 +389,7 @@ async def test_a_disk_without_room_for_a_journal_is_said_at_the_start(
 # -- stopping ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGHUP,), (signal.SIGTERM, signal.SIGTERM)])
+@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM)])
 async def test_a_stop_finishes_what_ends_in_time_and_cuts_the_rest(
     database: str, tmp_path: Path, signals: tuple[signal.Signals, ...]
 ) -> None:

@@ -25,6 +25,7 @@ from farebox.ledger import Delivery, Ledger
 from farebox.payload import encode
 from farebox.records import UsageEvent
 from farebox.store import Store, StoreUnavailable, is_refusal
+from farebox.store.reports import Reports
 from support.events import STARTED, event
 from support.postgres import PostgresServer
 
@@ -114,8 +115,8 @@ async def test_what_is_recorded_is_stored(tmp_path: Path, store: Store) -> None:
         assert ledger.backlog.events == 1200
         assert await ledger.flush(WAIT_S)
         assert ledger.backlog == (0, 0.0)
-    [sums] = await store.sum_usage()
-    assert (sums.attempts, sums.input_tokens) == (1200, sum(range(1200)))
+    sums = (await Reports(store).sums()).total
+    assert (sums.calls, sums.input_tokens) == (1200, sum(range(1200)))
     assert not list(tmp_path.glob("*/*.segment"))
 
 
@@ -187,8 +188,8 @@ async def test_a_crash_while_draining_doubles_nothing(tmp_path: Path, store: Sto
         crash(ledger)
         async with running(tmp_path, store.insert_events) as second:
             assert await second.flush(WAIT_S)
-    [sums] = await store.sum_usage()
-    assert (sums.attempts, sums.input_tokens) == (30, 30)
+    sums = (await Reports(store).sums()).total
+    assert (sums.calls, sums.input_tokens) == (30, 30)
 
 
 async def test_postgres_stopped_under_traffic_loses_nothing(
@@ -213,8 +214,8 @@ async def test_postgres_stopped_under_traffic_loses_nothing(
             assert any("takes events again" in line["event"] for line in logs)
     assert backlog.events >= 1900
     assert backlog.oldest_s > 0
-    [sums] = await store.sum_usage()
-    assert (sums.attempts, sums.input_tokens) == (3000, 3000)
+    sums = (await Reports(store).sums()).total
+    assert (sums.calls, sums.input_tokens) == (3000, 3000)
 
 
 async def test_connections_broken_mid_drain_lose_nothing(tmp_path: Path, store: Store, database: str) -> None:
@@ -235,8 +236,8 @@ async def test_connections_broken_mid_drain_lose_nothing(tmp_path: Path, store: 
             assert await ledger.flush(WAIT_S)
     finally:
         await admin.close()
-    [sums] = await store.sum_usage()
-    assert (sums.attempts, sums.input_tokens) == (3000, 3000)
+    sums = (await Reports(store).sums()).total
+    assert (sums.calls, sums.input_tokens) == (3000, 3000)
 
 
 async def test_an_event_that_postgres_refuses_holds_nothing_up(tmp_path: Path, store: Store) -> None:
@@ -512,8 +513,8 @@ async def test_a_stop_without_postgres_keeps_everything(tmp_path: Path, store: S
     assert [line["events"] for line in logs if "next start" in line["event"]] == [20]
     async with running(tmp_path, store.insert_events) as second:
         assert await second.flush(WAIT_S)
-    [sums] = await store.sum_usage()
-    assert sums.attempts == 20
+    sums = (await Reports(store).sums()).total
+    assert sums.calls == 20
 
 
 async def test_text_that_postgres_cannot_hold_is_mended(tmp_path: Path, store: Store) -> None:
@@ -557,7 +558,7 @@ async def test_kill_9_under_load(tmp_path: Path, store: Store, seed: int) -> Non
     assert begun <= found
     # A kill may fall between a begin and saying so, once a life.
     assert len(found - begun) <= 3
-    assert len(await store.sum_usage(by="outcome")) == 2
+    assert len((await Reports(store).sums(by=["outcome"])).groups) == 2
 
 
 LIFE = """

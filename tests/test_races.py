@@ -80,7 +80,7 @@ async def test_a_request_the_provider_dropped_is_not_sent_again_behind_the_rows_
         FakeProvider(hang_up) as provider,
         running(settings_of(database, tmp_path, {"p": provider_of(provider)})) as farebox,
     ):
-        answer = await farebox.call("/v1/models", method="GET")
+        answer = await farebox.call("/v1/files", method="GET")
         assert answer.status == 502
         rows = await farebox.rows(1)
         assert len(provider.requests) == len(rows) == 1
@@ -103,10 +103,10 @@ async def test_nobody_is_asked_for_a_client_that_left_while_its_key_was_looked_u
                 await lock.somebody_waits()
             await farebox.deserted()
         # The next call waits behind the same look-up, so by its answer the first one was decided.
-        assert (await farebox.call("/v1/models", method="GET")).status == 200
+        assert (await farebox.call("/v1/files", method="GET")).status == 200
         await farebox.idle()
-        assert [received.target for received in provider.requests] == ["/v1/models"]
-        assert [row.endpoint for row in await farebox.rows(1)] == ["/v1/models"]
+        assert [received.target for received in provider.requests] == ["/v1/files"]
+        assert [row.endpoint for row in await farebox.rows(1)] == ["/v1/files"]
 
 
 async def test_no_second_provider_is_asked_for_a_client_that_left(database: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,7 +18,7 @@ import pytest
 
 from farebox.accounting import Attempt, Estimate
 from farebox.journal import JournalFull
-from farebox.proxy import Clock, Proxy
+from farebox.proxy import Clock, Proxy, Snapshot
 from farebox.records import Caller, UsageEvent
 from farebox.server import make_server
 from farebox.upstream import Answer, Upstream
@@ -35,9 +36,10 @@ async def _guess() -> Estimate:
 
 @dataclass
 class Bench:
-    """A proxy on a port, its ledger two lists. Tests replace `estimating` and set `full`."""
+    """A proxy on a port, its ledger two lists. Tests replace `estimating` and `pricing`, and set `full`."""
 
     estimating: Estimating = _guess
+    pricing: Callable[[UsageEvent], None] = field(default=lambda event: None)
     full: bool = False
     begun: list[UUID] = field(default_factory=list)
     recorded: list[UsageEvent] = field(default_factory=list)
@@ -49,6 +51,9 @@ class Bench:
 
     async def estimate(self, attempt: Attempt, body: bytes, reading: object, quick: bool) -> Estimate:
         return Estimate(1, 1) if quick else await self.estimating()
+
+    def price(self, event: UsageEvent) -> None:
+        self.pricing(event)
 
     async def ask(self, body: dict[str, Any]) -> RawClient:
         """A client that has sent a chat request."""
@@ -83,14 +88,18 @@ async def bench(
     async def identify(_: object) -> Caller:
         return Caller(kind="open")
 
+    async def nobody_asks(*_: object) -> None:
+        """No request here is about models."""
+
     upstreams = {"p": upstream(config.providers["p"])}
     made.proxy = Proxy(
-        config,
+        Snapshot(config, upstreams),
         identify=identify,
         begin=made.begin,
         record=made.recorded.append,
-        upstreams=upstreams,
         estimate=made.estimate,
+        price=made.price,
+        answer_models=nobody_asks,
         clock=Clock(time.monotonic, lambda: datetime.now(UTC)),
     )
     server = make_server(made.proxy.handle, keepalive_timeout_s=5, header_bytes_max=32768, headers_max=128)
@@ -126,6 +135,27 @@ async def test_a_count_that_fails_harms_neither_the_answer_nor_the_row(tmp_path:
         assert (event.outcome, event.usage_source) == ("complete", "estimate")
         assert event.input_tokens and event.output_tokens
         await client.__aexit__()
+
+
+async def test_a_price_that_fails_harms_neither_the_answer_nor_the_row(tmp_path: Path) -> None:
+    """When pricing raises, the client has every byte and the row its counts; the cost is unknown, never half set."""
+
+    def fail(event: UsageEvent) -> None:
+        event.cost_usd, event.price_id = Decimal(7), "half/way"
+        raise ZeroDivisionError
+
+    async with (
+        FakeProvider(stream([b"".join(events("m", 3, usage=True))])) as provider,
+        bench(tmp_path, provider) as farebox,
+    ):
+        farebox.pricing = fail
+        client = await farebox.ask(request("m", stream=True))
+        answer = await client.answer()
+        await farebox.idle()
+        await client.__aexit__()
+    assert (answer.status, answer.clean) == (200, True)
+    event = farebox.only_event()
+    assert (event.usage_source, event.cost_usd, event.cost_source, event.price_id) == ("provider", None, None, None)
 
 
 async def test_a_client_that_leaves_while_its_tokens_are_counted_leaves_one_event(tmp_path: Path) -> None:

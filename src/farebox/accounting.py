@@ -20,6 +20,8 @@ from farebox.records import Caller, Outcome, UsageEvent, UsageSource
 BYTES_PER_TOKEN = 4
 """The roughest estimate there is, for a `begin` that no `end` follows: tokens are not counted then."""
 
+_ORDINARY_TIERS = frozenset({None, "", "auto", "default", "standard", "standard_only", "on_demand"})
+
 Ending = Literal["whole", "broken", "client", "shutdown"]
 """How the relay of an attempt stopped: the provider ended its body properly; it broke off or timed
 out; the client left and farebox stopped reading; farebox itself shut down."""
@@ -45,6 +47,8 @@ class Attempt:
     started_at: datetime
     received: float
     sent: float
+    service_tier: str | None = None
+    """The tier the request asks for."""
     status: int | None = None
     upstream_request_id: str | None = None
     last_byte: float | None = None
@@ -179,7 +183,7 @@ def _copy(event: UsageEvent, reading: Reading, attempt: Attempt) -> None:
         for name in usage.__struct_fields__:
             setattr(event, name, getattr(usage, name))
         event.usage_raw = reading.usage_raw
-    event.service_tier = reading.service_tier
+    event.service_tier = reading.service_tier or event.service_tier
     event.tool_calls = reading.tool_calls
     event.tool_calls_count = sum(call.count for call in reading.tool_calls)
     if reading.first_token_at is not None:
@@ -211,6 +215,7 @@ def _event(attempt: Attempt, outcome: Outcome, *, finished: float) -> UsageEvent
         status=attempt.status,
         outcome=outcome,
         upstream_request_id=attempt.upstream_request_id,
+        service_tier=_asked_tier(attempt),
     )
     if outcome != "farebox_cut" or duration > 0:
         event.duration_ms = _ms(duration)
@@ -219,6 +224,15 @@ def _event(attempt: Attempt, outcome: Outcome, *, finished: float) -> UsageEvent
             event.upstream_ms = _ms(upstream)
             event.overhead_ms = max(0.0, _ms(duration - upstream))
     return event
+
+
+def _asked_tier(attempt: Attempt) -> str | None:
+    """The tier that was asked for, where it is none of the ordinary ones: what holds until an answer names another.
+
+    An `auto` that no answer explains says nothing, and stays out of the row.
+    """
+    tier = attempt.service_tier
+    return None if tier in _ORDINARY_TIERS else tier
 
 
 def _ms(seconds: float) -> float:

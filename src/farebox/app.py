@@ -2,57 +2,72 @@
 
 Start: database, migrations, keys, journal, providers, then the port. Stop: the port first, then open
 calls (finish or cut at the deadline), then the ledger is drained, and the database goes last. Every
-object is made here and handed to the constructors that need it.
+object is made here and handed to the constructors that need it. As one of several workers it is
+given the port and the database; what is there once for all of them is the supervisor's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
-import secrets
 import socket
 import time
 from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import structlog
 from aiohttp.web_request import BaseRequest
 
-from farebox import keys, tokens
+from farebox import foundation, tokens
+from farebox.accepting import Accepting
 from farebox.admin import Admin
-from farebox.config import Config, Provider
+from farebox.config import Config, carry_over
 from farebox.database import open_store
+from farebox.demo import MODEL as DEMO_MODEL
 from farebox.demo import DemoProvider
-from farebox.errors import FareboxError
 from farebox.estimator import Estimator
+from farebox.generations import DEMO_ANSWERS, Generations
 from farebox.journal import Journal
-from farebox.keys import KeyRing
+from farebox.keys import KeyRing, holds_key
 from farebox.ledger import Delivery, Ledger
 from farebox.logs import exception_facts
+from farebox.metrics import Metrics, Sources, open_storage
+from farebox.models import Catalogue, Refresher, fetch, known_models
+from farebox.pricebook import Prices
 from farebox.proxy import Clock, Proxy
+from farebox.proxy.models import answer
+from farebox.records import UsageEvent
 from farebox.server import Reply, Server, make_server
-from farebox.store import Store, is_refusal
-from farebox.upstream import Upstream
-
-ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 (a file name)
-JOURNAL_FOLDER = "journal"
-FIRST_KEY_NAME = "first"
-_DRAIN_S = 10.0
-"""How long a stop waits for the ledger to reach Postgres; the rest is drained at the next start."""
+from farebox.store import ModelLists, PriceLists, Store, is_refusal
 
 
 class App:
-    """farebox, whole. `start`, then `wait`, then `close`."""
+    """farebox, whole. `start`, then `reload` as often as one likes, then `close`.
 
-    def __init__(self, config: Config, *, clock: Clock | None = None) -> None:
+    `slot`: this is a worker, the one of that number (from 0); then `listener` is the port, taken, and
+    `dsn` the database, migrated. Without it all of that is found or made here.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        clock: Clock | None = None,
+        slot: int | None = None,
+        listener: socket.socket | None = None,
+        dsn: str | None = None,
+    ) -> None:
         self.config = config
+        """The config in force; with the demo provider in it, if that answers."""
         self.clock = clock or Clock(time.monotonic, lambda: datetime.now(UTC))
+        self.slot = slot
         self.first_key: str | None = None
         """The secret of the key made at the first start, to be shown once."""
         self.admin_token_path: Path | None = None
-        self.demo = False
+        self._listener = listener
+        self._dsn = dsn
         self._stack = contextlib.AsyncExitStack()
         self._log = structlog.get_logger()
 
@@ -66,62 +81,59 @@ class App:
 
     async def _start(self) -> None:
         config, stack = self.config, self._stack
-        for warning in config.warnings:
-            self._log.warning(warning)
-        folder = Path(config.database.data_dir)
-        _private_folder(folder)
-        admin_token = config.server.admin_token or self._own_admin_token(folder)
+        if self.slot is None:
+            for warning in config.warnings:
+                self._log.warning(warning)
+        folder = foundation.data_folder(config)
+        admin_token, self.admin_token_path = foundation.admin_token(config, folder)
         # Taken first and held to the end: a port in use is found out before anything is started.
-        listener = _bind(config.server.host, config.server.port)
+        listener = self._listener or foundation.bind(config)
         stack.callback(listener.close)
-        self.store = store = await stack.enter_async_context(open_store(config, join=False))
-        for name in await store.migrate():
-            self._log.info("database migrated", migration=name)
-        self.first_key = await self._first_key(store)
-        self.keyring = KeyRing(
-            mode=config.auth.mode,
-            size=config.auth.key_cache_size,
-            poll_s=config.auth.key_poll_s,
-            stale_s=config.auth.stale_s,
-            find=store.find_key,
-            changed_since=store.keys_changed_since,
-            now=self.clock.now,
-            monotonic=self.clock.monotonic,
-        )
-        await self.keyring.start()
-        stack.push_async_callback(self.keyring.close)
+        self.store = store = await stack.enter_async_context(open_store(config, join=False, dsn=self._dsn))
+        if self.slot is None:
+            self.first_key = await foundation.prepare(config, store)
+        self.keyring = await self._open_keyring(store)
+        self.metrics = self._open_metrics(folder, store)
         self.ledger = await self._open_ledger(folder, store)
         counter = tokens.Tokens()
         estimator = Estimator(counter)
         stack.callback(estimator.close)
         estimator.warm()
-        if not config.providers:
-            config = self.config = await self._with_demo(config, counter)
-        upstreams = {}
-        for provider in config.providers.values():
-            upstreams[provider.name] = upstream = Upstream(provider)
-            stack.push_async_callback(upstream.close)
+        # The demo provider is each worker's own: it is small, and so none depends on another's.
+        self._generations = Generations(lambda: DemoProvider(lambda text: counter.count(text, "o200k_base")))
+        stack.push_async_callback(self._generations.close)
+        self._snapshot = await self._generations.make(config)
+        config = self.config = self._snapshot.config
+        if self.demo and self.slot is None:
+            self._log.warning(DEMO_ANSWERS)
+        self.prices = await self._open_prices(config, store)
+        self.models = await self._open_models(config, store)
         self.proxy = Proxy(
-            config,
+            self._snapshot,
             identify=self.keyring.identify,
             begin=self.ledger.begin,
-            record=self.ledger.record,
-            upstreams=upstreams,
+            record=self._record,
             estimate=estimator,
+            price=self.prices.price,
+            answer_models=partial(answer, self.models),
             clock=self.clock,
         )
-        admin = Admin(
+        self.admin = Admin(
             config,
             token=admin_token,
             store=store,
+            metrics=self.metrics,
+            models=self.models,
+            tokens=counter,
+            pricer=lambda: self.prices.pricer,
             key_changed=self.keyring.apply,
             journal_ready=lambda: self.ledger.writable,
             now=self.clock.now,
         )
 
         async def handle(request: BaseRequest) -> Reply:
-            if admin.serves(request.raw_path):
-                return await admin.handle(request)
+            if self.admin.serves(request.raw_path):
+                return await self.admin.handle(request)
             return await self.proxy.handle(request)
 
         server = config.server
@@ -131,10 +143,46 @@ class App:
             header_bytes_max=server.header_bytes_max,
             headers_max=server.headers_max,
             connections_max=config.limits.connections_max,
+            refused=self.metrics.refused,
         )
-        loop = asyncio.get_running_loop()
-        self._listening = await loop.create_server(self.server, sock=listener, backlog=server.backlog)
+        await self.metrics.start()
         self.port: int = listener.getsockname()[1]
+        self._listening = await self._listen(listener)
+
+    async def reload(self, config: Config) -> tuple[str, ...]:
+        """Put `config` in force, whole and at once; the settings of it that wait for the next start.
+
+        Calls under way keep what they began with. Raises what making a provider's client raises; then
+        nothing has changed. One reload at a time.
+        """
+        config, waiting = carry_over(self.config, config)
+        token, path = foundation.admin_token(config, foundation.data_folder(config))
+        snapshot = await self._generations.make(config)
+        # From here on nothing is awaited and nothing fails: no request sees half of it.
+        new_warnings = [warning for warning in config.warnings if warning not in self.config.warnings]
+        if self._generations.has_demo(snapshot) and not self.demo:
+            new_warnings.append(DEMO_ANSWERS)
+        self.config, self.admin_token_path = snapshot.config, path
+        self.keyring.change(size=config.auth.key_cache_size, poll_s=config.auth.key_poll_s, stale_s=config.auth.stale_s)
+        self.server.change(
+            keepalive_timeout_s=config.server.keepalive_timeout_s,
+            header_bytes_max=config.server.header_bytes_max,
+            headers_max=config.server.headers_max,
+            connections_max=config.limits.connections_max,
+        )
+        self.admin.change(snapshot.config, token=token)
+        self.prices.change(snapshot.config.providers, poll_s=config.metering.price_poll_s)
+        self.models.providers_changed(snapshot.config)
+        self._generations.retire(self.proxy.swap(snapshot))
+        self._snapshot = snapshot
+        if self.slot is None:
+            for warning in new_warnings:
+                self._log.warning(warning)
+        return waiting
+
+    def reloaded(self, result: str) -> None:
+        """Count a reload that went `ok` or `failed`."""
+        self.metrics.reloaded(result)
 
     async def close(self) -> None:
         """Stop in order; every open call ends as a row."""
@@ -147,12 +195,82 @@ class App:
     @property
     def base_url(self) -> str:
         """Where clients point their SDK, without the `/v1`."""
-        host = self.config.server.host
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        return f"http://{host}:{self.port}"
+        return foundation.base_url(self.config, self.port)
+
+    @property
+    def demo(self) -> bool:
+        """Whether the built-in demo provider answers."""
+        return self._generations.has_demo(self._snapshot)
+
+    async def _listen(self, listener: socket.socket) -> asyncio.Server | Accepting:
+        backlog = self.config.server.backlog
+        if self.slot is None:
+            return await asyncio.get_running_loop().create_server(self.server, sock=listener, backlog=backlog)
+        return Accepting(listener, self.server, backlog=backlog, held=lambda: len(self.server.connections))
+
+    async def _open_keyring(self, store: Store) -> KeyRing:
+        auth = self.config.auth
+        keyring = KeyRing(
+            mode=auth.mode,
+            size=auth.key_cache_size,
+            poll_s=auth.key_poll_s,
+            stale_s=auth.stale_s,
+            find=store.find_key,
+            changed_since=store.keys_changed_since,
+            now=self.clock.now,
+            monotonic=self.clock.monotonic,
+        )
+        await keyring.start()
+        self._stack.push_async_callback(keyring.close)
+        return keyring
+
+    async def _open_prices(self, config: Config, store: Store) -> Prices:
+        prices = Prices(PriceLists(store), config.providers, poll_s=config.metering.price_poll_s, now=self.clock.now)
+        await prices.start()
+        self._stack.push_async_callback(prices.close)
+        return prices
+
+    async def _open_models(self, config: Config, store: Store) -> Catalogue:
+        lists, now = ModelLists(store), self.clock.now
+        models = Catalogue(
+            config,
+            lists=lists,
+            refresher=Refresher(lists, fetch, now),
+            pricer=lambda: self.prices.pricer,
+            known=known_models(DEMO_MODEL),
+            now=now,
+        )
+        await models.start()
+        self._stack.push_async_callback(models.close)
+        return models
+
+    def _record(self, event: UsageEvent) -> None:
+        """The one event of an attempt: first written down, then counted."""
+        self.ledger.record(event)
+        self.metrics.observe(event)
+
+    def _open_metrics(self, folder: Path, store: Store) -> Metrics:
+        settings = self.config.metrics
+        sources = Sources(
+            in_flight=lambda: self.proxy.in_flight,
+            backlog=lambda: self.ledger.backlog,
+            lost=lambda: self.ledger.lost,
+            # They are the database's, the same for all workers.
+            corrections=store.cost_corrections if not self.slot else None,
+        )
+        metrics = Metrics(
+            storage=open_storage(settings, folder / foundation.METRICS_FOLDER, self.slot),
+            label_values_max=settings.label_values_max,
+            is_secret=holds_key,
+            sources=sources,
+            version=version("farebox"),
+        )
+        self._stack.push_async_callback(metrics.close)
+        return metrics
 
     async def _open_ledger(self, folder: Path, store: Store) -> Ledger:
         settings = self.config.ledger
+        journals = folder / foundation.JOURNAL_FOLDER
 
         def on_fault(what: str, error: Exception) -> None:
             self._log.error("the journal's disk failed", what=what, **exception_facts(error))
@@ -167,73 +285,13 @@ class App:
             )
 
         ledger = Ledger(
-            folder / JOURNAL_FOLDER,
+            journals,
             open_journal=open_journal,
-            deliver=Delivery(
-                store.insert_events, is_refusal=is_refusal, refused_file=folder / JOURNAL_FOLDER / "refused.jsonl"
-            ),
+            deliver=Delivery(store.insert_events, is_refusal=is_refusal, refused_file=journals / "refused.jsonl"),
             batch_rows_max=settings.drain_batch_rows_max,
             interval_s=settings.drain_interval_ms / 1000,
+            cut_off=self.metrics.observe,
         )
         await ledger.open()
-        self._stack.push_async_callback(ledger.close, _DRAIN_S)
+        self._stack.push_async_callback(ledger.close, foundation.DRAIN_S)
         return ledger
-
-    async def _first_key(self, store: Store) -> str | None:
-        if self.config.auth.mode != "virtual" or await store.list_keys(include_revoked=True):
-            return None
-        secret = keys.mint_secret()
-        try:
-            await store.create_key(name=FIRST_KEY_NAME, secret_hash=keys.hash_secret(secret))
-        except FareboxError:
-            return None  # another replica was first
-        return secret
-
-    def _own_admin_token(self, folder: Path) -> str:
-        path = self.admin_token_path = folder / ADMIN_TOKEN_FILE
-        try:
-            return path.read_text(encoding="ascii").strip()
-        except FileNotFoundError:
-            pass
-        token = "fba-" + secrets.token_urlsafe(32)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(token + "\n")
-        return token
-
-    async def _with_demo(self, config: Config, counter: tokens.Tokens) -> Config:
-        demo = DemoProvider(lambda text: counter.count(text, "o200k_base"))
-        base_url = await demo.start()
-        self._stack.push_async_callback(demo.close)
-        self.demo = True
-        self._log.warning("no provider is enabled: the built-in demo provider answers, an echo without a model")
-        return config.with_provider("demo", Provider(name="demo", dialect="demo", base_url=base_url))
-
-
-def _private_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as exc:
-        raise FareboxError(f"database.data_dir {folder} can't be made: {exc.strerror}") from exc
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        infos = socket.getaddrinfo(host, port, family if ":" in host else 0, socket.SOCK_STREAM)
-        family, kind, proto, _, address = infos[0]
-        listener = socket.socket(family, kind, proto)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as exc:
-        hint = {
-            errno.EADDRINUSE: "Is another farebox running? `farebox serve --port N` takes another port.",
-            errno.EACCES: "`farebox serve --port N` takes another port.",
-        }.get(exc.errno or 0, "server.host must be an address of this machine.")
-        raise FareboxError(f"can't listen on {host} port {port}: {exc.strerror}. {hint}") from exc
-    listener.setblocking(False)
-    return listener

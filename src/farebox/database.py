@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,32 +10,49 @@ from farebox.config import Config
 from farebox.embedded_postgres import EmbeddedPostgres, running_dsn
 from farebox.store import Store
 
+COMMAND_CONNECTIONS = 20
+"""Connections the embedded database takes beyond those of all workers' pools: for commands beside a server."""
+
 
 @asynccontextmanager
-async def open_store(config: Config, *, join: bool = True) -> AsyncIterator[Store]:
-    """An open store, closed again at the end, and with it the embedded database if it was started here.
+async def open_database(config: Config, *, join: bool = True) -> AsyncIterator[str]:
+    """The URL of a database that is up; if the embedded one was started here, it is stopped at the end.
 
     `join`: use an embedded database that a running farebox has up, as commands do beside a server;
     without it, one in use is an error.
     """
-    async with contextlib.AsyncExitStack() as stack:
-        dsn = config.database.url
-        if config.database.embedded:
-            folder = Path(config.database.data_dir)
-            running = await running_dsn(folder) if join else None
-            if running is None:
-                postgres = EmbeddedPostgres(folder)
-                await postgres.start()
-                stack.push_async_callback(postgres.stop)
-                dsn = postgres.dsn
-            else:
-                dsn = running
-        store = Store(
-            dsn,
-            pool_size_max=config.database.pool_size_max,
-            connect_timeout_s=config.database.connect_timeout_s,
-            statement_timeout_s=config.database.statement_timeout_s,
-        )
-        await store.open()
-        stack.push_async_callback(store.close)
+    if not config.database.embedded:
+        yield config.database.url
+        return
+    folder = Path(config.database.data_dir)
+    running = await running_dsn(folder) if join else None
+    if running is not None:
+        yield running
+        return
+    pools = config.server.workers * config.database.pool_size_max
+    postgres = EmbeddedPostgres(folder, connections_max=pools + COMMAND_CONNECTIONS)
+    await postgres.start()
+    try:
+        yield postgres.dsn
+    finally:
+        await postgres.stop()
+
+
+@asynccontextmanager
+async def open_store(config: Config, *, join: bool = True, dsn: str | None = None) -> AsyncIterator[Store]:
+    """An open store, closed again at the end. `join` as above; `dsn`: a database that somebody else has opened."""
+    if dsn is None:
+        async with open_database(config, join=join) as opened, open_store(config, dsn=opened) as store:
+            yield store
+        return
+    store = Store(
+        dsn,
+        pool_size_max=config.database.pool_size_max,
+        connect_timeout_s=config.database.connect_timeout_s,
+        statement_timeout_s=config.database.statement_timeout_s,
+    )
+    await store.open()
+    try:
         yield store
+    finally:
+        await store.close()

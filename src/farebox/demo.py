@@ -13,11 +13,16 @@ import itertools
 import re
 import time
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from farebox.config import ModelPrices, Provider
+
+NAME = "demo"
 MODEL = "farebox-demo"
 _PACE_S = 0.04
 """Seconds between two streamed words: about 25 words a second."""
@@ -30,6 +35,12 @@ _NEEDS_MESSAGES = "The demo provider needs a JSON object with a list of messages
 Json = dict[str, Any]
 
 
+def demo_provider(base_url: str) -> Provider:
+    """The echo as the config of a provider: what it does costs nothing."""
+    free = ModelPrices(input_usd_per_mtok=Decimal(0), output_usd_per_mtok=Decimal(0))
+    return Provider(name=NAME, dialect="demo", base_url=base_url, prices=MappingProxyType({"*": free}))
+
+
 class DemoProvider:
     """The echo as a server. `start` returns its base URL."""
 
@@ -38,6 +49,8 @@ class DemoProvider:
         self._pace_s = pace_s
         self._made = 0
         self._runner: web.AppRunner | None = None
+        self.base_url = ""
+        """Where it answers, once it has started."""
 
     async def start(self) -> str:
         app = web.Application(client_max_size=_BODY_BYTES_MAX)
@@ -51,7 +64,8 @@ class DemoProvider:
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
         port = self._runner.addresses[0][1]
-        return f"http://127.0.0.1:{port}/v1"
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+        return self.base_url
 
     async def close(self) -> None:
         if self._runner is not None:

@@ -163,6 +163,10 @@ class KeyRing:
         self._synced = self._monotonic()
         self._task = asyncio.create_task(self._follow(), name="key poll")
 
+    def change(self, *, size: int, poll_s: float, stale_s: float) -> None:
+        """Follow a new config; the poll under way is the last at the old pace."""
+        self._size, self._poll_s, self._stale_s = size, poll_s, stale_s
+
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()

@@ -62,8 +62,14 @@ def exception_facts(exc: BaseException) -> dict[str, Any]:
     return facts
 
 
-def configure(level: Level, format: Format, secrets: Iterable[str], stream: TextIO | None = None) -> None:
-    """Set up structlog and the standard library's root logger. Called once, by the process's entry point."""
+def configure(
+    level: Level, format: Format, secrets: Iterable[str], stream: TextIO | None = None, *, worker: int | None = None
+) -> None:
+    """Set up structlog and the standard library's root logger.
+
+    Called by the process's entry point, at the start and when the config has changed. `worker`
+    stands in every line, where several processes write to one stream.
+    """
     out = stream or sys.stderr
     redact = Redactor(secrets)
     number = getattr(logging, level.upper())
@@ -78,12 +84,14 @@ def configure(level: Level, format: Format, secrets: Iterable[str], stream: Text
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _expand_exception,
+            *([_name(worker)] if worker is not None else []),
             _mask(redact),
             _order,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Forgiving(out))),
+        # A line and its end in one write: workers share the stream.
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Forgiving(out))),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -168,6 +176,14 @@ def _mask(redact: Redactor) -> Callable[[Any, str, MutableMapping[str, Any]], Mu
     def process(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         for name, value in event.items():
             event[name] = clean(value)
+        return event
+
+    return process
+
+
+def _name(worker: int) -> Callable[[Any, str, MutableMapping[str, Any]], MutableMapping[str, Any]]:
+    def process(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event.setdefault("worker", worker)
         return event
 
     return process

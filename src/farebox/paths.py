@@ -95,9 +95,33 @@ def parse(method: str, raw: str) -> Target:
     )
 
 
+def asked_model(method: str, target: Target) -> str | None:
+    """The model whose entry a request wants, "" for the whole list, None for a request that is about something else.
+
+    Of the routed paths only: below `/p/PROVIDER` it is that provider's own list. An id may hold slashes,
+    encoded or not. Other methods change something at the provider (a fine-tuned model is deleted so).
+    """
+    if method not in ("GET", "HEAD") or target.provider is not None:
+        return None
+    path = unquote(target.suffix.partition("?")[0]).strip("/")
+    root, _, id = path.partition("/")
+    return id if root.partition(";")[0].lower() == "models" else None
+
+
 def family_of(raw: str) -> Family:
     """The family whose error shape suits a target that may not even parse."""
     return "anthropic" if "/messages" in raw.partition("?")[0] else "openai"
+
+
+def loopback_name(host: str) -> bool:
+    """Whether a Host header names this machine by loopback: what a page from elsewhere can't make a browser say."""
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    name = name.strip("[]").lower().rstrip(".")
+    return (
+        name in ("localhost", "::1")
+        or name.endswith(".localhost")
+        or (name.startswith("127.") and name.replace(".", "").isdigit())
+    )
 
 
 def _origin_form(raw: str) -> str:

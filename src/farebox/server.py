@@ -192,8 +192,12 @@ def respond(
 
 
 def refuse(request: BaseRequest, refusal: Refusal, request_id: str | None = None, *, close: bool = False) -> Reply:
-    """The answer for a refusal, in the dialect of the request's path."""
-    body = refusal.body(paths.family_of(request.path if request.path else "/"), request_id)
+    """The answer for a refusal, in the dialect of the request; it is counted."""
+    cast(Connection, request.protocol).refused(refusal.code or InternalError.code)
+    # Both families list models at the same path; only Anthropic's clients say so.
+    anthropic = "anthropic-version" in request.headers
+    family = "anthropic" if anthropic else paths.family_of(request.path if request.path else "/")
+    body = refusal.body(family, request_id)
     headers = [(k.encode(), v.encode("latin-1", "replace")) for k, v in refusal.headers.items()]
     if request_id:
         headers.append((b"x-farebox-request-id", request_id.encode()))
@@ -289,13 +293,14 @@ def send_continue(request: BaseRequest) -> None:
 class Connection(RequestHandler):
     """aiohttp's connection, which also says when the client leaves, and keeps quiet about malformed input."""
 
-    __slots__ = ("answering", "on_lost")
+    __slots__ = ("answering", "on_lost", "refused")
 
     def __init__(self, manager: Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self.on_lost: Callable[[], None] | None = None
         self.answering: BaseRequest | None = None
         """The request whose answer has begun and is not over."""
+        self.refused = manager.refused
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -356,10 +361,21 @@ class Connection(RequestHandler):
 
 
 class Server(web.Server):
-    """Makes a `Connection` for each client; past `connections_max` a new one is closed at once."""
+    """Makes a `Connection` for each client; past `connections_max` a new one is closed at once.
 
-    def __init__(self, handler: Any, *, connections_max: int, **kwargs: Any) -> None:
+    `refused` is told the code of every refusal that is answered, whoever refuses.
+    """
+
+    def __init__(self, handler: Any, *, connections_max: int, refused: Callable[[str], None], **kwargs: Any) -> None:
         super().__init__(handler, **kwargs)
+        self.connections_max = connections_max
+        self.refused = refused
+
+    def change(
+        self, *, keepalive_timeout_s: float, header_bytes_max: int, headers_max: int, connections_max: int
+    ) -> None:
+        """Follow a new config: connections that are open keep what they began with."""
+        self._kwargs.update(_bounds(keepalive_timeout_s, header_bytes_max, headers_max))
         self.connections_max = connections_max
 
     def __call__(self) -> RequestHandler:
@@ -374,19 +390,28 @@ def make_server(
     headers_max: int,
     connections_max: int = 20_000,
     lingering_s: float = 5.0,
+    refused: Callable[[str], None] = lambda code: None,
 ) -> Server:
     """The protocol factory for `loop.create_server`. Request bodies are handed on as sent, never decompressed."""
     return Server(
         cast(Any, handler),
         connections_max=connections_max,
-        keepalive_timeout=keepalive_timeout_s,
-        max_line_size=max(header_bytes_max, paths.TARGET_BYTES_MAX + 64),
-        max_field_size=header_bytes_max,
-        max_headers=headers_max,
+        refused=refused,
         lingering_time=lingering_s,
         auto_decompress=False,
         access_log=None,
+        **_bounds(keepalive_timeout_s, header_bytes_max, headers_max),
     )
+
+
+def _bounds(keepalive_timeout_s: float, header_bytes_max: int, headers_max: int) -> dict[str, Any]:
+    """aiohttp's names for what the config bounds."""
+    return {
+        "keepalive_timeout": keepalive_timeout_s,
+        "max_line_size": max(header_bytes_max, paths.TARGET_BYTES_MAX + 64),
+        "max_field_size": header_bytes_max,
+        "max_headers": headers_max,
+    }
 
 
 _REASONS = {

@@ -196,6 +196,10 @@ class Upstream:
                 out[name_] = value_
         return out
 
+    def quotes_credential(self, body: bytes) -> bool:
+        """Whether `body` repeats what farebox authenticates with there."""
+        return any(secret in body for secret in self._secrets)
+
     async def close(self) -> None:
         await self._session.close()
 

@@ -96,6 +96,8 @@ def settings_of(
         "auth": {"key_poll_s": 0.05},
         "ledger": {"drain_interval_ms": 2, "segment_mb": 1, "journal_max_mb": 64},
         "log": {"format": "json"},
+        # Providers are asked for their models by the tests that are about it.
+        "models": {"refresh_s": "off", "poll_s": 0.05},
         "providers": providers,
     }
     if routes is not None:

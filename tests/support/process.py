@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ _BASE_URL = re.compile(r"base_url\s+http://[^:\s]+:(\d+)/v1")
 _FIRST_KEY = re.compile(r"first key\s+(fb-\w+)")
 _START_S = 60.0
 _END_S = 60.0
+_WORKER = "farebox.worker"
 
 
 class StartFailed(AssertionError):
@@ -135,19 +137,19 @@ class Installation:
         self.settings = settings
         self.config.write_text(json.dumps(settings))
 
-    async def start(self) -> FareboxProcess:
+    async def start(self, *arguments: str) -> FareboxProcess:
         """Start farebox and wait until it is up. Raises StartFailed."""
-        process = await self.spawn()
+        process = await self.spawn(*arguments)
         await process.up()
         self.key = process.first_key or self.key
         return process
 
-    async def spawn(self) -> FareboxProcess:
+    async def spawn(self, *arguments: str, stdin: int = asyncio.subprocess.DEVNULL) -> FareboxProcess:
         """Start farebox without waiting for anything."""
         process = FareboxProcess(
             await asyncio.create_subprocess_exec(
-                *self._command("serve"),
-                stdin=asyncio.subprocess.DEVNULL,
+                *self._command("serve", *arguments),
+                stdin=stdin,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
             )
@@ -245,6 +247,35 @@ def resident_kb(pid: int) -> int:
 def open_files(pid: int) -> int:
     """Descriptors a process holds (Linux)."""
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def worker_pids(pid: int) -> list[int]:
+    """The workers of a supervisor that run, in the order of their start."""
+    return sorted(own for own, (parent, state, args) in _processes().items() if parent == pid and state != "Z" and args)
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process; one that has ended and waits to be reaped by somebody is none."""
+    _, state, _ = _processes().get(pid, (0, "Z", False))
+    return state != "Z"
+
+
+def _processes() -> dict[int, tuple[int, str, bool]]:
+    """pid -> (parent, first letter of the state, whether it is a worker). From /proc, or `ps` where there is none."""
+    found: dict[int, tuple[int, str, bool]] = {}
+    if not Path("/proc/self/stat").exists():
+        command = ["ps", "-A", "-o", "pid=,ppid=,stat=,args="]
+        for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
+            own, parent, state, args = (*line.split(maxsplit=3), "")[:4]
+            found[int(own)] = (int(parent), state[:1], _WORKER in args)
+        return found
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            found[int(folder.name)] = (int(parent), state, _WORKER in (folder / "cmdline").read_text())
+        except (OSError, UnicodeDecodeError):
+            continue  # it has ended meanwhile
+    return found
 
 
 def embedded_postgres_pid(data_dir: Path) -> int | None:

@@ -35,6 +35,7 @@ def settings(
         "database": {"data_dir": folder, "connect_timeout_s": 5},
         "ledger": {"drain_interval_ms": 20, "segment_mb": 1, "journal_max_mb": 64},
         "log": {"format": "json"},
+        "models": {"refresh_s": "off"},
         "providers": {"p": {"dialect": "openai", "base_url": base_url, "api_key": "sk-upstream-1"}},
     }
     if database is not None:

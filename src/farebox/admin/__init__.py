@@ -1,4 +1,4 @@
-"""The control plane: health, readiness, and the JSON API for keys and usage.
+"""The control plane: health, readiness, and the JSON API for keys; reports are in `reports`.
 
 A small table of routes over the store. Everything below `/farebox/api` takes the admin token;
 health and readiness take nothing and tell nothing that a stranger may not know.
@@ -18,20 +18,30 @@ from aiohttp.web_request import BaseRequest
 
 from farebox.admin import forms
 from farebox.admin.health import Health
+from farebox.admin.models import ModelsApi
+from farebox.admin.reports import ReportsApi
+from farebox.admin.scrape import PATH as METRICS
+from farebox.admin.scrape import Scrape
+from farebox.admin.sizing import SizingApi
 from farebox.config import Config
 from farebox.errors import BadRequest, FareboxError, InvalidKey, MethodNotAllowed, NotFound, Refusal
 from farebox.keys import hash_secret, mint_secret
 from farebox.logs import exception_facts
+from farebox.metrics import Metrics
+from farebox.models import Catalogue
+from farebox.pricing import Pricer
 from farebox.records import KeyRecord
 from farebox.server import Reply, read_body, refuse, respond
 from farebox.store import Store, is_refusal
+from farebox.tokens import Tokens
 
 API = "/farebox/api"
 _BODY_BYTES_MAX = 256 * 1024
 _STALL_S = 30.0
+_NOTHING = f"The control plane has keys, usage, timeseries, tools, sessions, models and tokens below {API}/."
 
 Answer = tuple[int, Any]
-Action = Callable[[BaseRequest, str, dict[str, str]], Awaitable[Answer]]
+Action = Callable[[BaseRequest, str, dict[str, str]], Awaitable[Answer | Reply]]
 
 
 class Admin:
@@ -43,6 +53,10 @@ class Admin:
         *,
         token: str,
         store: Store,
+        metrics: Metrics,
+        models: Catalogue,
+        tokens: Tokens,
+        pricer: Callable[[], Pricer],
         key_changed: Callable[[list[KeyRecord]], None],
         journal_ready: Callable[[], bool],
         now: Callable[[], datetime],
@@ -51,6 +65,8 @@ class Admin:
         self._store = store
         self._key_changed = key_changed
         self._health = Health(config, store, journal_ready)
+        self._scrape = Scrape(metrics, config)
+        self._sizing = SizingApi(config, tokens, pricer, now)
         self._now = now
         self._actions: dict[tuple[str, str], Action] = {
             ("GET", "/keys"): self._list_keys,
@@ -59,13 +75,22 @@ class Admin:
             ("PATCH", "/keys/{id}"): self._change_key,
             ("DELETE", "/keys/{id}"): self._revoke_key,
             ("POST", "/keys/{id}/rotate"): self._rotate_key,
-            ("GET", "/usage"): self._list_usage,
+            **ReportsApi(store, now).actions,
+            **self._sizing.actions,
+            **ModelsApi(models, now).actions,
         }
+
+    def change(self, config: Config, *, token: str) -> None:
+        """Follow a new config."""
+        self._token = token.encode()
+        self._health.config = config
+        self._scrape.config = config
+        self._sizing.config = config
 
     def serves(self, target: str) -> bool:
         """Whether the request target belongs to the control plane (the data plane answers all others)."""
         path = target.partition("?")[0]
-        return path in ("/healthz", "/readyz") or path.startswith("/farebox/")
+        return path in ("/healthz", "/readyz", METRICS) or path.startswith("/farebox/")
 
     async def handle(self, request: BaseRequest) -> Reply:
         """Answer one request."""
@@ -73,7 +98,12 @@ class Admin:
             path, _, query = request.raw_path.partition("?")
             if path in ("/healthz", "/readyz"):
                 return await self._health.answer(request, path)
-            status, payload = await self._act(request, path, query)
+            if path == METRICS:
+                return await self._scrape.answer(request)
+            answer = await self._act(request, path, query)
+            if isinstance(answer, Reply):
+                return answer
+            status, payload = answer
             return respond(request, status, forms.encode(payload), headers=[(b"Cache-Control", b"no-store")])
         except Refusal as refusal:
             return refuse(request, refusal)
@@ -85,16 +115,16 @@ class Admin:
                 raise
             return refuse(request, BadRequest("A value of this request is none that the database could hold."))
 
-    async def _act(self, request: BaseRequest, path: str, query: str) -> Answer:
+    async def _act(self, request: BaseRequest, path: str, query: str) -> Answer | Reply:
         if not path.startswith(API + "/"):
-            raise NotFound(f"The control plane has {API}/keys and {API}/usage.")
+            raise NotFound(_NOTHING)
         self._check_token(request)
         template, item = _template(path.removeprefix(API))
         action = self._actions.get((request.method, template))
         if action is None:
             if any(known == template for _, known in self._actions):
                 raise MethodNotAllowed(f"{request.method} is not a method of {API}{template}.")
-            raise NotFound(f"The control plane has {API}/keys and {API}/usage.")
+            raise NotFound(_NOTHING)
         return await action(request, item, dict(parse_qsl(query, keep_blank_values=True)))
 
     def _check_token(self, request: BaseRequest) -> None:
@@ -137,13 +167,6 @@ class Admin:
         found = _found(record, item)
         self._key_changed([found])
         return forms.public(found)
-
-    # -- usage -----------------------------------------------------------------------------------
-
-    async def _list_usage(self, _: BaseRequest, __: str, query: dict[str, str]) -> Answer:
-        asked = forms.read_usage_query(query)
-        page = await self._store.list_usage(asked.where, after=asked.after, rows_max=asked.rows_max)
-        return 200, {"data": page.rows, "next": forms.cursor(page.next)}
 
 
 def _template(path: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ class Health:
     """Answers the two probes. Neither needs a credential, neither names anything."""
 
     def __init__(self, config: Config, store: Store, journal_ready: Callable[[], bool]) -> None:
-        self._config = config
+        self.config = config
         self._store = store
         self._journal_ready = journal_ready
         self._asking: asyncio.Task[str] | None = None
@@ -34,7 +34,7 @@ class Health:
         checks = {
             "database": await self._database(),
             "journal": "ok" if self._journal_ready() else "not writable",
-            "providers": "ok" if self._config.providers else "none enabled",
+            "providers": "ok" if self.config.providers else "none enabled",
         }
         ready = all(state == "ok" for state in checks.values())
         body = msgspec.json.encode({"status": "ok" if ready else "not ready", **checks})

@@ -38,6 +38,8 @@ RESTART_DELAY_S_MAX = 30.0
 STEADY_S = 60.0
 """A server that ran this long has recovered: the next restart is quick again."""
 LOG_CHECK_S = 60.0
+CONNECTIONS_MAX = 100
+"""PostgreSQL's own default, left as it is (or as postgresql.conf has it) unless more are asked for."""
 _POLL_S = 0.02
 
 
@@ -59,6 +61,7 @@ class EmbeddedPostgres:
         stop_timeout_s: float = STOP_TIMEOUT_S,
         in_use_wait_s: float = IN_USE_WAIT_S,
         leftover_wait_s: float = LEFTOVER_WAIT_S,
+        connections_max: int = CONNECTIONS_MAX,
     ) -> None:
         """`binaries` is a bin folder to use instead of searching for one."""
         self._folder = DataFolder(data_dir)
@@ -69,6 +72,7 @@ class EmbeddedPostgres:
         self._stop_timeout_s = stop_timeout_s
         self._in_use_wait_s = in_use_wait_s
         self._leftover_wait_s = leftover_wait_s
+        self._connections_max = connections_max
         self._programs: Programs | None = None
         self._socket: Path | None = None
         self._process: Process | None = None
@@ -199,6 +203,8 @@ class EmbeddedPostgres:
             "log_error_verbosity": "terse",
             "log_min_error_statement": "panic",
         }
+        if self._connections_max > CONNECTIONS_MAX:
+            settings["max_connections"] = str(self._connections_max)
         return ["-D", str(self._folder.pgdata), *(p for k, v in settings.items() for p in ("-c", f"{k}={v}"))]
 
     def _takes_connections(self, socket_folder: Path) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from farebox import payload
@@ -41,7 +42,8 @@ class Backlog(NamedTuple):
 class Ledger:
     """Journal and drain of one process. `open`, then `begin` and `record` from the event loop's thread, then `close`.
 
-    `open_journal(folder)` opens or raises JournalLocked; `deliver` retries until a batch is stored.
+    `open_journal(folder)` opens or raises JournalLocked; `deliver` retries until a batch is stored; `cut_off`
+    is told of each event that is made here: that of a call which a crash left open.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Ledger:
         interval_s: float = 0.1,
         adopt_every_s: float = _ADOPT_EVERY_S,
         now: Callable[[], float] = time.time,
+        cut_off: Callable[[UsageEvent], None] = lambda event: None,
     ) -> None:
         self._folder = folder
         self._open_journal = open_journal
@@ -62,6 +65,7 @@ class Ledger:
         self._interval_s = interval_s
         self._adopt_every_s = adopt_every_s
         self._now = now
+        self._cut_off = cut_off
         self._log = structlog.get_logger()
         self._journal: Journal
         self._adopted: Journal | None = None
@@ -210,7 +214,11 @@ class Ledger:
         orphans = journal.orphans()
         for orphan in orphans:
             try:
-                journal.end(orphan.id, payload.cut(orphan.payload, orphan.seen_at))
+                cut = payload.cut(orphan.payload, orphan.seen_at)
+                journal.end(orphan.id, cut)
+                self._cut_off(msgspec.json.decode(cut, type=UsageEvent))
+            except msgspec.ValidationError:
+                pass  # the row is written, whatever is wrong with it
             except ValueError:
                 self.lost += 1
                 self._log.error("a call that a crash cut off can't be read", id=str(UUID(bytes=orphan.id)))

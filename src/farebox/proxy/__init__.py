@@ -21,7 +21,7 @@ from aiohttp.web_request import BaseRequest
 
 from farebox import codings, paths
 from farebox.accounting import Ending
-from farebox.config import Config
+from farebox.config import Limits
 from farebox.errors import BadRequest, Forbidden, InternalError, MethodNotAllowed, Refusal, Unavailable
 from farebox.ids import uuid7
 from farebox.keys import holds_key, misplaced
@@ -30,7 +30,8 @@ from farebox.meter import Reading
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.forward import Forwarder
 from farebox.proxy.relay import Relay
-from farebox.proxy.settle import Estimator, Settler
+from farebox.proxy.settle import Estimator, Pricer, Settler
+from farebox.proxy.snapshot import Snapshot
 from farebox.records import Caller, UsageEvent
 from farebox.request import duplicate_members, identify, read_facts
 from farebox.server import (
@@ -43,9 +44,8 @@ from farebox.server import (
     refuse,
     send_continue,
 )
-from farebox.upstream import Upstream
 
-__all__ = ["Call", "Clock", "Estimator", "Proxy"]
+__all__ = ["Call", "Clock", "Estimator", "Proxy", "Snapshot"]
 
 _GUARDED = frozenset(("model", "stream", "max_tokens", "n"))
 """Members that must not stand twice where a refusal depends on them: which one counts is the parser's choice."""
@@ -59,26 +59,26 @@ class Proxy:
 
     def __init__(
         self,
-        config: Config,
+        snapshot: Snapshot,
         *,
         identify: Callable[[Mapping[str, str]], Awaitable[Caller]],
         begin: Callable[[UUID, bytes], None],
         record: Callable[[UsageEvent], None],
-        upstreams: Mapping[str, Upstream],
         estimate: Estimator,
+        price: Pricer,
+        answer_models: Callable[[Call, datetime], Awaitable[Reply | None]],
         clock: Clock,
     ) -> None:
-        self._config = config
+        self._snapshot = snapshot
+        self._answer_models = answer_models
         self._identify = identify
         self._clock = clock
         self._log = structlog.get_logger()
-        self._settler = Settler(record=record, estimate=estimate, clock=clock)
+        self._settler = Settler(record=record, estimate=estimate, price=price, clock=clock)
         self._forwarder = Forwarder(
-            config,
-            upstreams=upstreams,
             begin=begin,
             settler=self._settler,
-            relay=Relay(config, self._settler, clock),
+            relay=Relay(self._settler, clock),
             clock=clock,
         )
         self._calls: set[Call] = set()
@@ -92,21 +92,32 @@ class Proxy:
         """Calls that are not answered yet."""
         return len(self._calls)
 
+    def swap(self, snapshot: Snapshot) -> Snapshot:
+        """Serve every request from now on by `snapshot`; the one that was in force until now."""
+        old, self._snapshot = self._snapshot, snapshot
+        return old
+
     async def handle(self, request: BaseRequest) -> Reply:
         """Answer one request."""
+        with self._snapshot as snapshot:
+            return await self._handle(request, snapshot)
+
+    async def _handle(self, request: BaseRequest, snapshot: Snapshot) -> Reply:
         now = self._clock.now()
         request_id = uuid7(int(now.timestamp() * 1000), os.urandom(10))
         try:
-            call = await self._admit(request, request_id, now)
+            call = await self._admit(request, snapshot, request_id, now)
         except Refusal as refusal:
             return refuse(request, refusal, str(request_id))
         if request.transport is None:
             return Reply(request)  # the client left while its key was looked up
         connection = cast(Connection, request.protocol)
-        connection.on_lost = lambda: call.client_left(self._config.metering)
+        connection.on_lost = call.client_left
         self._calls.add(call)
         self._idle.clear()
         try:
+            if (listed := await self._answer_models(call, now)) is not None:
+                return listed
             await self._take_in(call)
             return await self._forwarder.run(call)
         except Refusal as refusal:
@@ -145,16 +156,17 @@ class Proxy:
                     call.task.cancel()  # the count is given up, the event is not
                 await self._idle.wait()
 
-    async def _admit(self, request: BaseRequest, request_id: UUID, now: datetime) -> Call:
+    async def _admit(self, request: BaseRequest, snapshot: Snapshot, request_id: UUID, now: datetime) -> Call:
         """Everything that needs no body: room, the target, the caller."""
+        config = snapshot.config
         received = self._clock.monotonic()
         self._check_open()
-        if len(self._calls) >= self._config.limits.requests_in_flight_max:
+        if len(self._calls) >= config.limits.requests_in_flight_max:
             raise Unavailable("limits.requests_in_flight_max calls are open.", headers=_SOON)
         if request.method in ("CONNECT", "TRACE"):
             raise MethodNotAllowed(f"{request.method} is not forwarded.")
         check_framing(request)
-        mode = self._config.auth.mode
+        mode = config.auth.mode
         target = paths.parse(request.method, request.raw_path)
         if mode == "open":
             _check_local(request.headers)
@@ -169,7 +181,7 @@ class Proxy:
             raise Forbidden("/organization is not forwarded: it administers the credential that all keys share.")
         task = asyncio.current_task()
         assert task is not None
-        return Call(request, request_id, received, now, target, caller, task)
+        return Call(request, snapshot, request_id, received, now, target, caller, task)
 
     def _check_open(self) -> None:
         if self._closing:
@@ -177,7 +189,7 @@ class Proxy:
 
     async def _take_in(self, call: Call) -> None:
         """The request's body, its facts, and whom it is for. An unmetered body is not read here but streamed on."""
-        request, limits = call.request, self._config.limits
+        request, limits = call.request, call.snapshot.config.limits
         if not call.target.metered:
             call.identity = identify(request.headers, None)
             if request.body_exists:
@@ -186,11 +198,11 @@ class Proxy:
             return
 
         def count(size: int) -> None:
-            self._make_room(size)
+            self._make_room(size, limits)
             call.held_bytes += size
             self._body_bytes += size
 
-        self._make_room(request.content_length or 0)
+        self._make_room(request.content_length or 0, limits)
         body = await read_body(request, limits.body_mb_max << 20, limits.client_stall_timeout_s, count=count)
         call.body = call.decoded = body
         encoding = ",".join(request.headers.getall("Content-Encoding", ())).strip().lower()
@@ -206,8 +218,8 @@ class Proxy:
         if call.caller.models and (twice := sorted(_GUARDED & duplicate_members(call.decoded))):
             raise BadRequest(f"The body has more than one top-level '{twice[0]}'.", param=twice[0])
 
-    def _make_room(self, size: int) -> None:
-        if self._body_bytes + size > self._config.limits.bodies_in_flight_mb_max << 20:
+    def _make_room(self, size: int, limits: Limits) -> None:
+        if self._body_bytes + size > limits.bodies_in_flight_mb_max << 20:
             raise Unavailable("limits.bodies_in_flight_mb_max of request bodies are held.", headers=_SOON)
 
     def _reading(self, call: Call) -> Reading | None:
@@ -251,20 +263,9 @@ def _misplaced_key(place: str) -> BadRequest:
 
 def _check_local(headers: Mapping[str, str]) -> None:
     """In open mode whoever reaches the port may call: let nobody in who was led here by a page from elsewhere."""
-    if not loopback_name(headers.get("Host", "")):
+    if not paths.loopback_name(headers.get("Host", "")):
         raise Forbidden("In open mode farebox answers only to a loopback name in the Host header.")
     scheme, mark, place = headers.get("Origin", "app://").partition("://")
     # `null` is what a sandboxed frame says; applications and extensions have schemes of their own.
-    if not mark or (scheme.lower() in ("http", "https") and not loopback_name(place)):
+    if not mark or (scheme.lower() in ("http", "https") and not paths.loopback_name(place)):
         raise Forbidden("In open mode farebox answers no page from elsewhere (Origin header).")
-
-
-def loopback_name(host: str) -> bool:
-    """Whether a Host header names this machine by loopback: what a page from elsewhere can't make a browser say."""
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    name = name.strip("[]").lower().rstrip(".")
-    return (
-        name in ("localhost", "::1")
-        or name.endswith(".localhost")
-        or (name.startswith("127.") and name.replace(".", "").isdigit())
-    )

@@ -15,6 +15,7 @@ from farebox.accounting import Attempt
 from farebox.config import Metering
 from farebox.meter import Meter, Reading
 from farebox.paths import Target
+from farebox.proxy.snapshot import Snapshot
 from farebox.records import Caller
 from farebox.request import Identity, RequestFacts
 from farebox.server import Reply
@@ -33,6 +34,8 @@ class Call:
     """One client request. An attempt at a provider is settled exactly once: `attempt` is the one that is not yet."""
 
     request: BaseRequest
+    snapshot: Snapshot
+    """The config this call is served by, whatever is reloaded meanwhile."""
     request_id: UUID
     received: float
     received_at: datetime
@@ -62,11 +65,12 @@ class Call:
             self.stopped = why
             self.task.cancel()
 
-    def client_left(self, metering: Metering) -> None:
+    def client_left(self) -> None:
         """The client's connection is gone: give the provider up, or read on for its usage."""
         if self.gone or self.stopped is not None or (self.reply is not None and self.reply.ended):
             return
         self.gone = True
+        metering = self.snapshot.config.metering
         if self._drains(metering):
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(metering.drain_timeout_s, self.stop, "client")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -19,7 +19,7 @@ from multidict import CIMultiDict
 
 from farebox import accounting, payload, routing, splice
 from farebox.accounting import Attempt
-from farebox.config import Config, Provider
+from farebox.config import Provider
 from farebox.errors import BadRequest, FareboxError, Unavailable, UpstreamTimeout, UpstreamUnreachable
 from farebox.ids import uuid7
 from farebox.proxy.call import Call, Clock
@@ -53,16 +53,12 @@ class Forwarder:
 
     def __init__(
         self,
-        config: Config,
         *,
-        upstreams: Mapping[str, Upstream],
         begin: Callable[[UUID, bytes], None],
         settler: Settler,
         relay: Relay,
         clock: Clock,
     ) -> None:
-        self._config = config
-        self._upstreams = upstreams
         self._begin = begin
         self._settler = settler
         self._relay = relay
@@ -72,7 +68,7 @@ class Forwarder:
     async def run(self, call: Call) -> Reply:
         """Answer `call` from the first provider that will. Raises `Refusal` when none does."""
         model = call.facts.model if call.facts is not None else None
-        route = routing.choose(self._config, call.caller, call.target, model, call.identity.tags)
+        route = routing.choose(call.snapshot.config, call.caller, call.target, model, call.identity.tags)
         failure: UpstreamError | None = None
         waiting = list(route.providers)
         number = 0
@@ -109,12 +105,12 @@ class Forwarder:
 
     async def _send(self, call: Call, provider: Provider, number: int, *, plain: bool) -> Sent:
         """Send the request to one provider; the attempt is in the journal before its first byte goes up."""
-        upstream = self._upstreams[provider.name]
+        upstream = call.snapshot.upstreams[provider.name]
         body, injected = (call.body, False) if plain else self._outgoing(call, provider)
         headers = self._headers(call, upstream, body, injected=injected)
         url = upstream.url(call.target.suffix, versioned=call.target.versioned)
         attempt = self._attempt(call, provider, number)
-        self._journal(attempt)
+        self._journal(call, attempt)
         call.attempt = attempt
         attempt.sent = self._clock.monotonic()
         try:
@@ -148,7 +144,7 @@ class Forwarder:
         streamed = body is not None and not isinstance(body, bytes)
         headers = upstream.headers(
             call.request.raw_headers,
-            credentials=self._config.auth.mode == "passthrough",
+            credentials=call.snapshot.config.auth.mode == "passthrough",
             identity=injected,
             length=call.request.content_length if streamed else None,
         )
@@ -179,13 +175,14 @@ class Forwarder:
             started_at=started_at,
             received=received,
             sent=received,
+            service_tier=facts.service_tier if facts is not None else None,
         )
 
-    def _journal(self, attempt: Attempt) -> None:
+    def _journal(self, call: Call, attempt: Attempt) -> None:
         try:
             self._begin(attempt.id, payload.encode(accounting.provisional(attempt)))
         except FareboxError as exc:
-            if self._config.metering.on_ledger_failure == "refuse":
+            if call.snapshot.config.metering.on_ledger_failure == "refuse":
                 raise Unavailable(
                     "farebox can't write its ledger now, so it takes no calls.", headers={"retry-after": "5"}
                 ) from exc
@@ -193,7 +190,7 @@ class Forwarder:
     async def _abandon(self, call: Call, sent: Sent, peeked: bytes) -> None:
         """Settle an attempt whose answer the client will not see: another attempt follows."""
         assert sent.answer is not None
-        meter = make_meter(self._config, sent.attempt, sent.answer.head, withhold=False)
+        meter = make_meter(call.snapshot.config, sent.attempt, sent.answer.head, withhold=False)
         meter.feed(peeked, self._clock.monotonic())
         meter.eof()
         sent.answer.close()

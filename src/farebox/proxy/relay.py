@@ -29,8 +29,7 @@ def make_meter(config: Config, attempt: Attempt, head: Head, *, withhold: bool) 
 class Relay:
     """Passes answers on, piece by piece as they arrive."""
 
-    def __init__(self, config: Config, settler: Settler, clock: Clock) -> None:
-        self._config = config
+    def __init__(self, settler: Settler, clock: Clock) -> None:
         self._settler = settler
         self._clock = clock
 
@@ -41,7 +40,7 @@ class Relay:
         the body already.
         """
         head = answer.head
-        meter = call.meter = make_meter(self._config, attempt, head, withhold=injected)
+        meter = call.meter = make_meter(call.snapshot.config, attempt, head, withhold=injected)
         reply = call.reply = Reply(call.request)
         # A body that a frame may be taken out of has no length that could be announced.
         length = None if injected and head.status < 400 else head.length
@@ -66,12 +65,12 @@ class Relay:
 
     def _start(self, call: Call, reply: Reply, head: Head, length: int | None) -> None:
         headers = list(head.headers)
-        if self._config.server.response_headers:
+        if call.snapshot.config.server.response_headers:
             headers.append((b"x-farebox-request-id", str(call.request_id).encode()))
         try:
             reply.start(head.status, head.reason, headers, length=length)
         except ClientGone:
-            call.client_left(self._config.metering)
+            call.client_left()
 
     async def _pump(
         self,
@@ -84,7 +83,7 @@ class Relay:
         length: int | None,
     ) -> tuple[Ending, str | None]:
         monotonic = self._clock.monotonic
-        stall_s = self._config.limits.client_stall_timeout_s
+        stall_s = call.snapshot.config.limits.client_stall_timeout_s
         while True:
             try:
                 chunk = peeked or await answer.read()
@@ -109,14 +108,14 @@ class Relay:
                 try:
                     await reply.drain(stall_s)
                 except ClientGone:
-                    call.client_left(self._config.metering)
+                    call.client_left()
 
     def _write(self, call: Call, reply: Reply, data: bytes) -> None:
         if data and not call.gone:
             try:
                 reply.write(data)
             except ClientGone:
-                call.client_left(self._config.metering)
+                call.client_left()
 
 
 def _looks_cut(reading: Reading | None) -> bool:

@@ -16,14 +16,19 @@ from farebox.records import UsageEvent
 
 Estimator = Callable[[Attempt, bytes, "Reading | None", bool], Awaitable[Estimate]]
 """(attempt, decoded request body, reading, quick) -> farebox's own count. Quick means by size, without waiting."""
+Pricer = Callable[[UsageEvent], None]
+"""Sets an event's `cost_usd`, `cost_source` and `price_id`, or leaves them where no price is known."""
 
 
 class Settler:
     """Turns an attempt that is over into its event and hands it to the ledger."""
 
-    def __init__(self, *, record: Callable[[UsageEvent], None], estimate: Estimator, clock: Clock) -> None:
+    def __init__(
+        self, *, record: Callable[[UsageEvent], None], estimate: Estimator, price: Pricer, clock: Clock
+    ) -> None:
         self._record = record
         self._estimate = estimate
+        self._price = price
         self._clock = clock
 
     async def settle(
@@ -61,7 +66,16 @@ class Settler:
         call.attempt = call.meter = None
         outcome = accounting.outcome_of(attempt, reading, ending, gone=call.gone)
         event = accounting.account(attempt, reading, outcome, estimate, finished=finished, error=error, unsent=unsent)
+        self._put_price(event)
         # Also without a begin (`metering.on_ledger_failure: pass`): the journal may have room again by now.
         self._record(event)
         if cancelled:
             raise asyncio.CancelledError
+
+    def _put_price(self, event: UsageEvent) -> None:
+        try:
+            self._price(event)
+        except Exception as exc:
+            # What is unknown can be priced later; a row that was not written can't.
+            structlog.get_logger().error("a call could not be priced", id=str(event.id), **exception_facts(exc))
+            event.cost_usd = event.cost_source = event.price_id = None
