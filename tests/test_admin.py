@@ -378,7 +378,7 @@ async def test_usage_is_filtered(api: Api, desk: Desk) -> None:
         ("request_id=1", "request_id"),
         ("cursor=rubbish", "cursor"),
         ("cursor=2026-01-01T00:00:00_7", "cursor"),
-        ("group_by=key", "group_by"),
+        ("group_by=nonsense", "group_by"),
         ("since=0001-01-01T00:00:00%2B23:59", None),
         (f"cursor=0001-01-01T00:00:00%2B23:59_{UUID(int=1)}", None),
         ("key=%00", None),

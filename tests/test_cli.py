@@ -38,6 +38,9 @@ HELP: list[tuple[str, ...]] = [
     ("keys",),
     *(("keys", verb) for verb in ("create", "list", "show", "rotate", "revoke")),
     ("usage",),
+    ("sessions",),
+    ("tokens",),
+    ("top",),
 ]
 CHAT = b'{"model":"farebox-demo","messages":[{"role":"user","content":"Hello!"}]}'
 

@@ -230,13 +230,32 @@ def test_session_sources_have_their_order() -> None:
         assert identify(headers, body).session == expected[at]
     assert identify({}, body).session == "body"
     assert facts({"metadata": {"session_id": "meta", "user_id": "user_a_session_claude"}}).session == "meta"
-    assert facts({"metadata": {"user_id": "user_a_session_claude"}}).session == "claude"
+    assert facts({"metadata": {"user_id": "user_a_session_claude"}, "conversation": "c"}).session == "claude"
 
 
 def test_a_header_that_says_nothing_gives_way() -> None:
     """Blank, or nothing but control characters, counts as absent."""
     headers = {"x-farebox-session": "  ", "x-litellm-session-id": "\x00\x01", "session-id": "real"}
     assert identify(headers, None).session == "real"
+
+
+@pytest.mark.parametrize(
+    ("value", "session"),
+    [
+        ("conv_1", "conv_1"),
+        ({"id": "conv_2"}, "conv_2"),
+        ({"id": 7}, None),
+        ({}, None),
+        (None, None),
+        ([], None),
+        (7, None),
+    ],
+)
+def test_a_conversation_is_a_session_where_nothing_else_is(value: Any, session: str | None) -> None:
+    """The Responses API's `conversation`, an id or an object with one, is the last source of a session."""
+    body = {"conversation": value, "previous_response_id": "resp_1", "prompt_cache_key": "app"}
+    assert facts(body, "responses").session == session
+    assert facts({**body, "session_id": "said"}, "responses").session == "said"
 
 
 def test_the_parents_session_is_not_the_sessions() -> None:

@@ -90,6 +90,7 @@ class _Body(msgspec.Struct):
     safety_identifier: msgspec.Raw = _RAW
     session_id: msgspec.Raw = _RAW
     metadata: msgspec.Raw = _RAW
+    conversation: msgspec.Raw = _RAW
 
 
 class _StreamOptions(msgspec.Struct):
@@ -99,6 +100,10 @@ class _StreamOptions(msgspec.Struct):
 class _Metadata(msgspec.Struct):
     session_id: msgspec.Raw = _RAW
     user_id: msgspec.Raw = _RAW
+
+
+class _Conversation(msgspec.Struct):
+    id: msgspec.Raw = _RAW
 
 
 class _ClaudeUser(msgspec.Struct):
@@ -111,6 +116,7 @@ _BODY = msgspec.json.Decoder(_Body)
 _STREAM_OPTIONS = msgspec.json.Decoder(_StreamOptions)
 _METADATA = msgspec.json.Decoder(_Metadata)
 _CLAUDE_USER = msgspec.json.Decoder(_ClaudeUser)
+_CONVERSATION = msgspec.json.Decoder(_Conversation)
 _STR = msgspec.json.Decoder(str)
 _INT = msgspec.json.Decoder(int)
 
@@ -144,7 +150,8 @@ def read_facts(operation: Operation, body: bytes) -> RequestFacts:
         background=_is_true(members.background),
         session=_identifier(members.session_id)
         or (_identifier(metadata.session_id) if metadata is not None else None)
-        or claimed_session,
+        or claimed_session
+        or _conversation(members.conversation),
         end_user=_identifier(members.safety_identifier) or _identifier(members.user) or claimed_user,
     )
 
@@ -200,6 +207,14 @@ def _identifier(raw: msgspec.Raw) -> str | None:
     return identifier(value) if value else None
 
 
+def _conversation(raw: msgspec.Raw) -> str | None:
+    """The Responses API's `conversation`: an id, or an object with one."""
+    if not raw:
+        return None
+    members = decode_members(_small(raw), _CONVERSATION)
+    return _identifier(raw if members is None else members.id)
+
+
 def _split_user_id(user_id: str) -> tuple[str | None, str | None]:
     """User and session in Anthropic's `metadata.user_id`.
 
@@ -228,7 +243,9 @@ def identify(headers: Headers, facts: RequestFacts | None) -> Identity:
 
     Session: `x-farebox-session`; `x-VENDOR-session-id`; `x-session-id`; `session-id`, `thread-id`,
     `session_id`, `conversation_id`; `helicone-session-id`; W3C `baggage`, entry `session.id`; the body
-    (`session_id`, `metadata.session_id`, Anthropic's `metadata.user_id`).
+    (`session_id`, `metadata.session_id`, Anthropic's `metadata.user_id`, then the Responses API's
+    `conversation`; not `previous_response_id`, which is another with every turn, nor `prompt_cache_key`,
+    which may be one for a whole application).
     End user: the body (`safety_identifier`, `user`, `metadata.user_id`), then the headers of Helicone
     and LiteLLM. Tags: `x-farebox-tags` alone.
 

@@ -116,6 +116,7 @@ _RANKS: dict[EncodingName, _Ranks] = {
 }
 
 _CL100K = re.compile(r"gpt-3\.5|gpt-35|gpt-4(?![.o])|text-embedding-|(?:text-)?(?:davinci|curie|babbage|ada)(?:-|$)")
+_OPENAI = re.compile(rf"gpt-|chatgpt-|o[1-9](?:-|$)|codex-|{_CL100K.pattern}")
 _ORDINARY_OR_RUN = re.compile(rf"(?:\S{{1,{RUN_CHARS_MAX}}}+(?!\S)|\s{{1,{RUN_CHARS_MAX}}}+(?!\s))++|(\S++|\s++)")
 
 
@@ -128,6 +129,11 @@ def encoding_for(model: str | None) -> EncodingName:
     """
     name = (model or "").lower().rpartition("/")[2].removeprefix("ft:")
     return "cl100k_base" if _CL100K.match(name) else "o200k_base"
+
+
+def is_own(model: str | None) -> bool:
+    """Whether `encoding_for(model)` is the tokenizer that the model's maker publishes for it: OpenAI's text models."""
+    return _OPENAI.match((model or "").lower().rpartition("/")[2].removeprefix("ft:")) is not None
 
 
 def packaged(file: str) -> bytes:

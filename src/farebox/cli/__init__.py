@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from farebox.cli import configs, keys, serve, usage
+from farebox.cli import configs, keys, models, prices, serve, sessions, tokens, top, usage
 from farebox.cli.common import version
 from farebox.config import ConfigError
 from farebox.errors import FareboxError
@@ -39,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line, as argparse understands it."""
-    top = argparse.ArgumentParser(
+    line = argparse.ArgumentParser(
         prog="farebox", description="Meters OpenAI-compatible traffic: every call is one exact row."
     )
-    top.add_argument("--version", action="version", version=f"farebox {version()}")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (serve, configs, keys, usage):
+    line.add_argument("--version", action="version", version=f"farebox {version()}")
+    commands = line.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (serve, configs, keys, usage, sessions, tokens, top, models, prices):
         module.add(commands)
-    return top
+    return line

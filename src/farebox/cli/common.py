@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from farebox import logs
-from farebox.config import Config, ConfigError, Fault, load
+from farebox.config import Config, ConfigError
 from farebox.database import open_store
 from farebox.errors import FareboxError
+from farebox.source import ConfigFile
 from farebox.store import Store
 
 DEFAULT_CONFIG = Path("config.yaml")
@@ -82,20 +83,11 @@ def add_format(parser: argparse.ArgumentParser, *formats: str) -> None:
 
 def read_config(args: argparse.Namespace) -> Config:
     """The config the command line names. Raises `ConfigError` with every fault."""
-    path: Path = args.config or DEFAULT_CONFIG
-    if args.config is None and not path.exists():
-        return load("", filename="built-in defaults", env=os.environ, read_file=read_file)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8 text"
-        raise ConfigError([Fault(str(path), 1, 1, "--config", f"can't be read: {reason}")]) from None
-    return load(text, filename=str(path), env=os.environ, read_file=read_file)
-
-
-def read_file(path: str) -> str:
-    """The text of a `${file:PATH}`."""
-    return Path(path).read_text(encoding="utf-8")
+    file = ConfigFile(args.config or DEFAULT_CONFIG, env=os.environ, optional=args.config is None)
+    config = file.read().config
+    if isinstance(config, ConfigError):
+        raise config
+    return config
 
 
 @asynccontextmanager
@@ -158,21 +150,21 @@ def _cell(value: object, *, machine: bool = False) -> str:
 def parse_time(text: str) -> datetime:
     """A point in time: `2026-11-22`, `2026-11-22T10:00:00Z`, or so long ago: `90m`, `24h`, `7d`."""
     unit = {"m": "minutes", "h": "hours", "d": "days"}.get(text[-1:])
-    if unit and text[:-1].isdigit():
-        return datetime.now(UTC) - timedelta(**{unit: int(text[:-1])})
     try:
+        if unit and text[:-1].isdecimal():
+            return datetime.now(UTC) - timedelta(**{unit: int(text[:-1])})
         moment = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise BadUse(f"{text!r} is not a time. Write 2026-11-22, 2026-11-22T10:00:00Z, 90m, 24h or 7d.") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def parse_line(text: str) -> str:
+def parse_line(text: str, chars_max: int = _LINE_CHARS_MAX) -> str:
     """A name or a label: it will stand in rows, tables and log lines."""
     # Control characters; and lone surrogates, as which an argument that is not UTF-8 reaches Python.
     odd = any(c < " " or "\x7f" <= c < "\xa0" or "\ud800" <= c < "\ue000" for c in text)
-    if odd or not 1 <= len(text) <= _LINE_CHARS_MAX:
-        raise BadUse(f"{text[:_LINE_CHARS_MAX]!r} is not 1 to {_LINE_CHARS_MAX} characters on one line.")
+    if odd or not 1 <= len(text) <= chars_max:
+        raise BadUse(f"{text[:_LINE_CHARS_MAX]!r} is not 1 to {chars_max} characters on one line.")
     return text
 
 
