@@ -16,8 +16,9 @@ import pytest_asyncio
 
 from farebox.dialects import PROFILES
 from support.answers import DONE, chunk, cut, finish, frame, usage, usage_frame
-from support.corpus import APIS, FOLDER, INCOMPLETE, MANIFEST, MEMO_EXCEPTIONS, Body, bodies
+from support.corpus import APIS, FOLDER, INCOMPLETE, MANIFEST, MEMO_EXCEPTIONS, TOTAL_ONLY, Body, bodies
 from support.live import PROVIDER_KEY, Desk, Serving, serving
+from support.plainly import Plain
 from support.postgres import PostgresServer
 from support.provider import FakeProvider
 from support.replay import Case, Result, replay, without_usage_frames
@@ -44,16 +45,6 @@ PLAIN = {"messages": "plain-anthropic"}
 
 EXCEPTIONS: dict[str, str] = {}
 """Bodies of creating calls whose row differs from the label, by id, with the reason. None does."""
-
-TOTAL_ONLY = {
-    "18fa68d10ba6": "embeddings that report a total only, which is all input",
-    "26b097914f3a": "embeddings that report a total only, which is all input",
-    "5a1b8cdd7265": "embeddings that report a total only, which is all input",
-    "960fb499536f": "embeddings that report a total only, which is all input",
-    "ea8006399f88": "embeddings that report a total only, which is all input",
-    "f031a37bcd8b": "embeddings that report a total only, which is all input",
-}
-"""Bodies without a label that have usage all the same, with the reason."""
 
 
 def settings(fakes: dict[str, FakeProvider]) -> tuple[dict[str, Any], list[Any]]:
@@ -154,6 +145,11 @@ def check_bytes(result: Result) -> bool:
     return expected == case.answer
 
 
+@cache
+def said_by(body: Body) -> Plain:
+    return Plain(body.data)
+
+
 def check_row(body: Body, result: Result) -> bool | None:
     """The row says what the label says; None where there is no label."""
     row, status = result.row, body.row["status"]
@@ -167,6 +163,11 @@ def check_row(body: Body, result: Result) -> bool | None:
         return None
     if body.id not in INCOMPLETE:
         assert row.outcome == "complete", body.row["file"]
+    plain = said_by(body)
+    assert (row.model, row.service_tier, row.units) == (plain.model, plain.service_tier, plain.units), body.row["file"]
+    assert row.provider_cost_usd == plain.provider_cost_usd, body.row["file"]
+    assert {call["name"]: call["count"] for call in row.tool_calls} == plain.tools, body.row["file"]
+    assert sum(call["argument_bytes"] for call in row.tool_calls) == plain.argument_bytes, body.row["file"]
     if body.effective is None:
         reported = body.expected.get("total") if body.id in TOTAL_ONLY else None
         assert row.usage_source == ("provider" if body.id in TOTAL_ONLY else "estimate"), body.row["file"]
@@ -174,16 +175,9 @@ def check_row(body: Body, result: Result) -> bool | None:
         return None
     equal = (row.input_tokens, row.output_tokens) == (body.effective["input"], body.effective["output"])
     assert equal or body.id in EXCEPTIONS, (body.row["file"], body.effective, row)
-    memo = {
-        "cached": row.cache_read_tokens,
-        "cache_write": row.cache_write_tokens,
-        "reasoning": row.reasoning_tokens,
-        "audio_in": row.audio_input_tokens,
-        "audio_out": row.audio_output_tokens,
-        "image_in": row.image_tokens,
-    }
-    differing = {name for name, value in memo.items() if name in body.expected and body.expected[name] != value}
-    assert not differing or body.id in MEMO_EXCEPTIONS, (body.row["file"], differing)
+    deviates = body.deviates(row)
+    assert deviates == (MEMO_EXCEPTIONS[body.id].fields if body.id in MEMO_EXCEPTIONS else set()), body.row["file"]
+    assert row.usage_source == ("partial" if body.id in INCOMPLETE else "provider"), body.row["file"]
     return equal
 
 

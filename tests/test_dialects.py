@@ -168,6 +168,8 @@ def test_perplexity_research(profile: str) -> None:
     usage = settle(raw, profile=profile)
     assert (usage.input_tokens, usage.output_tokens, usage.reasoning_tokens) == (1001, 222676, 220303)
     assert usage.units == {"web_searches": 19, "citation_tokens": 8834}
+    for known_by in ("citation_tokens", "num_search_queries"):
+        assert in_out(chat(10, 5, 15, reasoning_tokens=3, **{known_by: 1}), profile=profile) == (10, 8)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +240,54 @@ def test_spellings_of_cache_reads(members: dict[str, Any]) -> None:
     assert (usage.input_tokens, usage.cache_read_tokens) == (10, 4)
 
 
+@pytest.mark.parametrize("side", ["prompt_tokens", "prompt_token", "input_tokens", "input_token"])
+def test_spellings_of_input_details(side: str) -> None:
+    """Details of the input are found under each of the four names that are in use."""
+    usage = settle(chat(10, 5, 15, **{f"{side}_details": {"cached_tokens": 4, "audio_tokens": 2}}))
+    assert (usage.input_tokens, usage.cache_read_tokens, usage.audio_input_tokens) == (10, 4, 2)
+
+
+@pytest.mark.parametrize("side", ["completion_tokens", "completion_token", "output_tokens", "output_token"])
+@pytest.mark.parametrize("name", ["reasoning_tokens", "thinking_tokens"])
+def test_spellings_of_output_details(side: str, name: str) -> None:
+    """Details of the output are found under each of the four names, reasoning under both of its own."""
+    usage = settle(chat(10, 5, 15, **{f"{side}_details": {name: 3, "audio_tokens": 1}}))
+    assert (usage.output_tokens, usage.reasoning_tokens, usage.audio_output_tokens) == (5, 3, 1)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"prompt_tokens_details": {"cache_write_tokens": 4}},
+        {"prompt_tokens_details": {"cache_creation_tokens": 4}},
+        {"prompt_tokens_details": {"created_cache_tokens": 4}},
+        {"created_cache_tokens": 4},
+        {"cache_creation_input_tokens": 4},
+        {"cache_created_input_tokens": 4},
+        {"cache_creation": {"ephemeral_5m_input_tokens": 4}},
+    ],
+)
+def test_spellings_of_cache_writes(members: dict[str, Any]) -> None:
+    """However a provider spells its cache writes, they are found, inside the input."""
+    usage = settle(chat(10, 5, 15, **members))
+    assert (usage.input_tokens, usage.cache_write_tokens) == (10, 4)
+
+
+def test_audio_beside_its_details() -> None:
+    """Mistral's and Azure's audio count at the root is read like the one in the details."""
+    assert settle(chat(10, 5, 15, audio_prompt_tokens=2)).audio_input_tokens == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens"]
+)
+def test_skeletons(name: str) -> None:
+    """Zeros alone are a skeleton, whatever they are called; one count above zero makes a report of them."""
+    zeros = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    assert is_skeleton({name: 0})
+    assert not is_skeleton({**zeros, name: 1})
+
+
 def test_hits_and_misses_make_the_prompt() -> None:
     """DeepSeek's hits and misses stand in for a prompt count that is missing."""
     raw = {"completion_tokens": 5, "prompt_cache_hit_tokens": 4, "prompt_cache_miss_tokens": 6}
@@ -304,7 +354,13 @@ def test_messages_from_elsewhere() -> None:
     assert in_out({"output_tokens": 3}, "messages") == (None, 3)
     assert in_out(chat(9, 2, 11, input_tokens=5, output_tokens=2, cache_read_input_tokens=4), "messages") == (9, 2)
     assert in_out(chat(9, 2, 11), "messages") == (9, 2)
-    assert in_out({"input_tokens": 5, "output_tokens": 2, "cache_read_input_tokens": 4}, "chat") == (9, 2)
+    assert in_out(chat(5, 2, input_tokens=5, output_tokens=2, cache_read_input_tokens=4), "messages") == (9, 2)
+    for cached in ("cache_read_input_tokens", "cache_creation_input_tokens"):
+        assert in_out({"input_tokens": 5, "output_tokens": 2, cached: 4}, "chat") == (9, 2)
+    details = {"reasoning_tokens": 2}
+    assert settle({"input_tokens": 5, "output_tokens": 3, "output_tokens_details": details}, "messages") == Usage(
+        input_tokens=5, output_tokens=3, reasoning_tokens=2
+    )
 
 
 # Other shapes

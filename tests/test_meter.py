@@ -322,6 +322,14 @@ def test_kind_of_body(body: bytes, content_type: str, stream: bool) -> None:
         assert tokens(reading) == (7, 3)
 
 
+@pytest.mark.parametrize("body", [b"", b"\n\n", b": ping\n\n"])
+def test_a_stream_without_events_did_not_end(body: bytes) -> None:
+    """An answer announced as an event stream in which nothing came is a stream that broke off."""
+    reading = read(body)
+    assert reading.stream
+    assert not reading.complete
+
+
 def test_compressed_answers() -> None:
     """A compressed answer passes as it came and is read from a decoded copy; nothing of it is withheld."""
     body = gzip.compress(frame(chunk()) + usage_frame() + DONE)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farebox.dialects.raw import LEFT_OUT
 from farebox.payload import BYTES_MAX, bare, cut, encode, repair
 from farebox.records import ToolCall, UsageEvent
 from support.events import STARTED, event
@@ -98,11 +99,16 @@ def test_a_providers_object_is_kept_where_it_can_be(raw: bytes, kept: object) ->
 
 
 def test_the_least_needed_goes_first() -> None:
-    """A large raw object is dropped before tool calls, tool calls before the name of the model."""
+    """A large raw object is shortened before tool calls are dropped, tool calls before the name of the model."""
     calls = [ToolCall(f"tool-{n}", 1, 1) for n in range(30)]
-    members = storable(encode(event(usage_raw={"x": "y" * 4000}, tool_calls=calls, tool_calls_count=30)))
-    assert "usage_raw" not in members
+    raw = {"x": "y" * 4000, "speed": "fast"}
+    members = storable(encode(event(usage_raw=raw, tool_calls=calls, tool_calls_count=30)))
+    assert members["usage_raw"] == {"speed": "fast", LEFT_OUT: ["x"]}
     assert len(members["tool_calls"]) == 30
+    tags = {f"tag-{n}": "v" * 256 for n in range(16)}
+    members = storable(encode(event(usage_raw={"speed": "fast"}, tags=tags, units={"web_searches": 3})))
+    assert "tags" not in members
+    assert (members["units"], members["usage_raw"]) == ({"web_searches": 3}, {LEFT_OUT: True})
     members = storable(encode(event(tool_calls=[ToolCall("t" * 500, 1, 1)] * 30, tool_calls_count=30, model="m" * 999)))
     assert members["tool_calls_count"] == 30
     assert "tool_calls" not in members or len(members["tool_calls"]) <= 20

@@ -75,7 +75,9 @@ async def test_everything_a_row_says_of_a_call(desk: Desk) -> None:
     assert (row.input_tokens, row.cache_read_tokens, row.cache_write_tokens) == (100, 60, 8)
     assert (row.output_tokens, row.reasoning_tokens, row.total_tokens) == (30, 20, 130)
     assert (row.audio_input_tokens, row.audio_output_tokens) == (4, 2)
-    assert (row.usage_source, row.cost_usd, row.provider_cost_usd) == ("provider", None, Decimal("0.0125"))
+    # No price is known for this model, so the provider's word is what it cost.
+    assert (row.usage_source, row.provider_cost_usd) == ("provider", Decimal("0.0125"))
+    assert (row.cost_usd, row.cost_source, row.price_id) == (Decimal("0.0125"), "provider", None)
     assert raw(row) == answer["usage"]
     assert (row.tool_calls_count, row.tool_calls, row.error_type, row.error_code) == (0, [], None, None)
 
@@ -178,7 +180,7 @@ UNMETERED = {
     ("POST", "/v1/messages/count_tokens"): "/v1/messages/count_tokens",
     ("POST", "/v1/responses/input_tokens"): "/v1/responses/input_tokens",
     ("POST", "/v1/messages/batches"): "/v1/messages/batches",
-    ("GET", "/v1/models"): "/v1/models",
+    ("GET", "/p/up/models"): "/v1/models",
     ("POST", "/v1/secret-thing/user@example.org"): "{path}",
 }
 

@@ -378,13 +378,13 @@ async def test_moderations_are_free(desk: Desk, sdk: Sdk) -> None:
     assert (row.operation, row.outcome, row.usage_source, row.cost_usd) == ("moderations", "complete", "none", 0)
 
 
-async def test_models_are_listed(desk: Desk, sdk: Sdk) -> None:
-    """`client.models.list()` reaches the provider of the first route that asks for no model."""
-    desk.provider.then(plain(speech.models("gpt-4o", "gpt-4o-mini")))
-    page = await sdk.call(sdk.client.models.list)
-    assert [model.id for model in page.data] == ["gpt-4o", "gpt-4o-mini"]
+async def test_a_model_of_ones_own_is_deleted(desk: Desk, sdk: Sdk) -> None:
+    """What changes models goes up, unlike reading their list, to the provider of the first route without a model."""
+    desk.provider.then(plain(speech.body({"id": "ft:gpt-4o:1", "object": "model", "deleted": True})))
+    assert (await sdk.call(sdk.client.models.delete, "ft:gpt-4o:1")).deleted
+    assert (only(desk).method, only(desk).target) == ("DELETE", "/v1/models/ft:gpt-4o:1")
     row = await desk.row()
-    assert (row.operation, row.endpoint, row.provider) == ("other", "/v1/models", "openai")
+    assert (row.operation, row.endpoint, row.provider) == ("other", "/v1/models/{id}", "openai")
 
 
 async def test_a_file_goes_up_whole(desk: Desk, sdk: Sdk) -> None:

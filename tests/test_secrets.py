@@ -170,6 +170,7 @@ def settings(folder: Path, fake: FakeProvider, tls: str = "https://127.0.0.1:1/v
         "database": {"data_dir": str(folder / "data")},
         "log": {"level": "debug", "format": "json"},
         "limits": {"client_stall_timeout_s": 2, "body_mb_max": 1},
+        "models": {"refresh_s": "off"},
         "providers": {
             "up": up | {"headers": {"x-upstream-auth": CUSTOM}},
             "tls": up | {"base_url": tls},

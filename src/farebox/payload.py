@@ -14,6 +14,7 @@ from uuid import UUID
 
 import msgspec
 
+from farebox.dialects.raw import nothing_kept, shortened
 from farebox.records import UsageEvent
 
 BYTES_MAX = 4096
@@ -161,7 +162,7 @@ def _clean(value: Any, depth: int = 0) -> Any:
 
 def _shrunk(members: dict[str, Any]) -> bytes:
     """Encode within `BYTES_MAX`, giving up the least needed first."""
-    for give_up in (_nothing, _raw, _long_texts, _collections):
+    for give_up in (_nothing, _raw, _raw_wholly, _long_texts, _collections):
         give_up(members)
         data = _ENCODER.encode(members)
         if len(data) <= BYTES_MAX:
@@ -174,7 +175,15 @@ def _nothing(members: dict[str, Any]) -> None:
 
 
 def _raw(members: dict[str, Any]) -> None:
-    members.pop("usage_raw", None)
+    raw = members.get("usage_raw")
+    if raw is not None:
+        members["usage_raw"] = shortened(raw) if isinstance(raw, dict) else nothing_kept()
+
+
+def _raw_wholly(members: dict[str, Any]) -> None:
+    # Not to nothing: a price worked out again must know that there was more than the counts.
+    if members.get("usage_raw") is not None:
+        members["usage_raw"] = nothing_kept()
 
 
 def _long_texts(members: dict[str, Any]) -> None:
@@ -186,7 +195,8 @@ def _long_texts(members: dict[str, Any]) -> None:
 
 
 def _collections(members: dict[str, Any]) -> None:
-    for name in ("tags", "tool_calls", "units", "budget_ids"):
+    # Units stay: they are few, and billed.
+    for name in ("tags", "tool_calls", "budget_ids"):
         members.pop(name, None)
 
 

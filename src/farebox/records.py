@@ -171,6 +171,32 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at: datetime | None = None
 
 
+class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One model as a provider lists it. None: the provider does not say."""
+
+    id: str
+    """What a request calls it."""
+    created: int | None = None
+    """Unix seconds."""
+    owned_by: str | None = None
+    display_name: str | None = None
+    context_length: int | None = None
+    """Tokens of input and output together."""
+    max_output_tokens: int | None = None
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """What is stored of one provider's list. `models` is the last good one, None where there never was one."""
+
+    provider: str
+    base_url: str
+    attempted_at: datetime
+    fetched_at: datetime | None = None
+    error: str | None = None
+    """Why the last attempt failed, in a word of farebox's own; None when it did not."""
+    models: list[Model] | None = None
+
+
 class UsageRow(msgspec.Struct, kw_only=True):
     """One attempt as the view `farebox.usage` shows it: every column, in its order, corrections folded in."""
 

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from farebox.dialects import PROFILES
 from farebox.meter import Meter, Reading
-from farebox.records import Operation
+from farebox.records import Operation, Usage, UsageRow
 from support.answers import meter
 
 FOLDER = Path(__file__).parents[2] / "../shared/corpus"
@@ -23,8 +23,19 @@ APIS = ("chat", "completions", "responses", "embeddings", "messages")
 
 assert set(APIS) <= set(get_args(Operation))
 
-GROK_ON_AZURE = "more cached tokens than prompt tokens, with a total that leaves no room for them: unreported"
-THINKING = "the label has no reasoning where Anthropic reports thinking_tokens"
+
+class Deviation(NamedTuple):
+    """Memo fields of a body that differ from its label, and why."""
+
+    fields: frozenset[str]
+    reason: str
+
+
+GROK_ON_AZURE = Deviation(
+    frozenset({"cached"}),
+    "more cached tokens than prompt tokens, with a total that leaves no room for them: unreported",
+)
+THINKING = Deviation(frozenset({"reasoning"}), "the label has no reasoning where Anthropic reports thinking_tokens")
 MEMO_EXCEPTIONS = {
     **dict.fromkeys(
         (
@@ -35,9 +46,18 @@ MEMO_EXCEPTIONS = {
         GROK_ON_AZURE,
     ),
     **dict.fromkeys(("3799480f087f", "52791c44991a", "9a6f28a0bf52"), THINKING),
-    "a19935df02dc": "more reasoning than output, with a total that leaves no room for it: cut to the output",
+    "a19935df02dc": Deviation(
+        frozenset({"reasoning"}),
+        "more reasoning than output, with a total that leaves no room for it: cut to the output",
+    ),
 }
-"""Bodies whose memo fields (caches, reasoning) differ from the label, with the reason."""
+"""Bodies whose memo fields (caches, reasoning) differ from the label, by id."""
+
+TOTAL_ONLY = dict.fromkeys(
+    ("18fa68d10ba6", "26b097914f3a", "5a1b8cdd7265", "960fb499536f", "ea8006399f88", "f031a37bcd8b"),
+    "embeddings that report a total only, which is all input",
+)
+"""Billable bodies without a label of input and output, with the reason. Their total is compared instead."""
 
 INCOMPLETE = {
     "b8fae75fc664": "lines of JSON: results of a batch, no answer of this API",
@@ -95,6 +115,23 @@ class Body:
             label["input"],
             label["output"],
         )
+
+    def deviates(self, found: Usage | UsageRow) -> set[str]:
+        """The memo fields (caches, reasoning, audio, images, the total) in which `found` differs from the label."""
+        total = None if found.input_tokens is None else found.input_tokens + (found.output_tokens or 0)
+        memo = {
+            "total": total,
+            "cached": found.cache_read_tokens,
+            "cache_write": found.cache_write_tokens,
+            "reasoning": found.reasoning_tokens,
+            "audio_in": found.audio_input_tokens,
+            "audio_out": found.audio_output_tokens,
+            "image_in": found.image_tokens,
+        }
+        label = {name: value for name, value in self.expected.items() if name in memo}
+        if label.get("total") is None:
+            label["total"] = total
+        return {name for name, value in memo.items() if (label[name] != value if name in label else value)}
 
 
 @cache

@@ -106,7 +106,7 @@ class Meter:
             service_tier=notes.service_tier,
             response_id=notes.response_id,
             tool_calls=notes.tools.calls(),
-            stream=stream is not None,
+            stream=stream is not None or self._is_empty_stream,
             first_token_at=stream.first_token_at if stream is not None else None,
             complete=complete,
             in_band_error=notes.fault is not None and self._status < 400,
@@ -117,6 +117,11 @@ class Meter:
             output_chars_total=text.chars_total,
             output_bytes_total=text.bytes_total,
         )
+
+    @property
+    def _is_empty_stream(self) -> bool:
+        """Announced as an event stream, and nothing in it that would tell otherwise."""
+        return self._body is None and self._content_type == "text/event-stream"
 
     def _text(self, account: Account, complete: bool) -> Text:
         """The generated text, decoded only where tokens will have to be estimated from it."""

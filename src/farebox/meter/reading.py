@@ -12,13 +12,14 @@ import msgspec
 
 from farebox.dialects.faults import Fault
 from farebox.dialects.profile import Profile
+from farebox.dialects.raw import nothing_kept, shortened
 from farebox.dialects.usage import Account, is_skeleton, merge, read_usage
 from farebox.dialects.values import count, mapping, text, word
 from farebox.meter.tools import ToolTally
 from farebox.records import Operation, ToolCall, Usage
 
 USAGE_RAW_BYTES_MAX = 16 * 1024
-"""A larger usage object is read but not kept."""
+"""Of a larger usage object only the plain members are kept, and the names of the others (`dialects.raw`)."""
 CHOICES_MAX = 128
 """Choices of one answer whose usage is told apart."""
 
@@ -190,10 +191,13 @@ def _encoded(raw: Mapping[str, Any] | None, siblings: Mapping[str, Any]) -> msgs
     if raw is None and not siblings:
         return None
     try:
-        data = _ENCODER.encode(_wordless({**(raw or {}), **siblings}))
+        kept = _wordless({**(raw or {}), **siblings})
+        data = _ENCODER.encode(kept)
+        if len(data) > USAGE_RAW_BYTES_MAX:
+            data = _ENCODER.encode(shortened(kept))
     except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
-        return None
-    return msgspec.Raw(data) if len(data) <= USAGE_RAW_BYTES_MAX else None
+        data = _ENCODER.encode(nothing_kept())
+    return msgspec.Raw(data)
 
 
 def _wordless(value: Any) -> Any:
