@@ -39,16 +39,17 @@ def test_its_commands_are_understood(line: str) -> None:
 def test_its_make_targets_exist() -> None:
     """Every `make …` it names is in the Makefile."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"\bmake (run|test[\w-]*|lint|format|clean)\b", README))
+    named = set(re.findall(r"\bmake (run|test[\w-]*|dashboard|lint|format|clean)\b", README))
     assert {"run", "test"} <= named <= targets
 
 
 def test_its_config_loads() -> None:
     """The YAML it shows is a config without a fault."""
-    (text,) = blocks("yaml")
-    env = dict.fromkeys(re.findall(r"\$\{(\w+)\}", text), "value")
-    config = load(text, filename="README.md", env=env, read_file=lambda _: "")
-    assert set(config.providers) == {"openai", "claude", "local"}
+    configs = []
+    for text in blocks("yaml"):
+        env = dict.fromkeys(re.findall(r"\$\{(\w+)\}", text), "value")
+        configs.append(load(text, filename="README.md", env=env, read_file=lambda _: ""))
+    assert [set(config.providers) for config in configs] == [{"openai", "claude", "local"}, {"local", "contract"}]
 
 
 async def test_its_example_row_is_the_demos() -> None:

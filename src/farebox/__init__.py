@@ -6,22 +6,29 @@ a byte of it goes up (`upstream`). The answer's bytes go down as they came (`pro
 meter reads along without ever touching them (`meter`, over `sse` and `dialects`), but for one
 frame, the usage frame that farebox itself caused with `splice`, which is taken out again. Whatever
 ends the attempt, exactly one `records.UsageEvent` says what it used (`accounting`, with `estimator`
-and `tokens` where the provider said nothing). It is in the journal before the client has its last
+and `tokens` where the provider said nothing) and what it cost (`pricing`, by the book that
+`pricebook` has in force). It is in the journal before the client has its last
 bytes, and a drain carries it to Postgres (`store`), keyed by an id minted here, so that repeating
 is harmless and a crash loses nothing.
 
 The floors, upper ones import lower ones only (checked in CI):
 
     cli            commands
-    app            composition root: config -> objects -> a listening server; start and stop
-                   (database: the embedded Postgres or the one the config names)
+    worker         one process of several; supervisor: the one above them
+    app            composition root: config -> objects -> a listening server; start, reload, stop
+    reload, source, generations
+                   a new config: when it is read, what was read, and the clients made from it
+                   (database: the embedded Postgres or the one the config names; foundation: what
+                   there is once, however many processes serve; accepting: one port for several)
     proxy, admin   data plane and control plane; demo: the built-in provider
-    keys, ledger (over journal), upstream, store, embedded_postgres, server, estimator
-                   one outside thing each
-    accounting, payload, meter, routing, splice, tokens, request, prompt, sse, codings, jsontext,
-    paths, config, dialects, errors, ids, records
+    models         which models there are: asked of providers, kept, merged as the routes send calls
+    pricebook      the prices in force, seeded and watched; repricing: what was costed wrong, corrected
+    keys, ledger (over journal), upstream, store, embedded_postgres, server, estimator,
+    metrics        one outside thing each
+    accounting, payload, pricing, meter, routing, splice, tokens, request, prompt, sse, codings,
+    jsontext, paths, config, dialects, errors, ids, records
                    pure: values in, values out; no I/O, no clock
 
-Postgres is the truth (keys, rows). The journal holds what is not there yet. Memory holds caches
-and open calls. The config is one immutable snapshot.
+Postgres is the truth (keys, rows, prices). The journal holds what is not there yet. Memory holds caches
+and open calls. The config is one immutable snapshot, swapped whole; a call keeps the one it began with.
 """
