@@ -151,6 +151,11 @@ def _conditional(**constraint: Any) -> Any:
     return model([SimpleNamespace(prices=rates, constraint=SimpleNamespace(**constraint))])
 
 
+def test_characters_are_not_tokens() -> None:
+    """A speech model's price per million characters has a bucket of its own: no token has a price there."""
+    assert entry(model(SimpleNamespace(input_mchars=Decimal(15)))).periods[0].rates.usd == {"characters": Decimal(15)}
+
+
 def test_conditions() -> None:
     """Start dates and daily hours become periods."""
     assert entry(_conditional(start_date=date(2026, 1, 2))).periods[0].since == date(2026, 1, 2)

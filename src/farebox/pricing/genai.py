@@ -37,12 +37,11 @@ _NAMES = {
     "social_searches": "x_searches",
     "input_document": "pages",
     "input_annotated_document": "annotated_pages",
-    "input_characters": "characters",
-    "input": "input",
+    "input_mchars": "characters",
     "input_text_messages": "messages",
 }
-"""Buckets that are called otherwise there."""
-_SUFFIXES = ("_mtok", "_kcount", "_kpages", "_mchars")
+"""Buckets that are called otherwise there, with or without the unit they are counted in."""
+_SUFFIXES = ("_mtok", "_kcount", "_kpages")
 _FREE = (":free", "free of charge", "(free)", "included in the subscription")
 
 
@@ -140,8 +139,10 @@ def _rates(prices: Any, *, free: bool) -> Rates:
 
 def _bucket(key: str) -> str:
     """Our name of a price key: `cache_audio_read_mtok` is `cache_read_audio`. Keys of no use here keep their stem."""
+    if key in _NAMES:
+        return _NAMES[key]
     for suffix in _SUFFIXES:
-        key = key.removesuffix(suffix) if key.endswith(suffix) else key
+        key = key.removesuffix(suffix)
     return _NAMES.get(key, key)
 
 
