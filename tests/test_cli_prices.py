@@ -183,8 +183,16 @@ async def test_sync_reads_a_file_where_there_is_no_network(cli: Cli, store: Stor
 
 @pytest.mark.parametrize(
     "broken",
-    [b"", b"not json", b"{}", b"[]", b'[{"id": "openai"}]', data(), data(a=1).replace(b'"equals"', b'"sounds_like"')],
-    ids=["empty", "no json", "no list", "empty list", "half", "no models", "unknown condition"],
+    [
+        *(b"", b"not json", b"{}", b"[]", b'[{"id": "openai"}]', data()),
+        data(a=1).replace(b'"equals"', b'"sounds_like"'),
+        *(data(a=-1), data(a=1e-41), data(a=1e10)),
+    ],
+    ids=[
+        *("empty", "no json", "no list", "empty list", "half", "no models"),
+        "unknown condition",
+        *("below 0", "too many places", "too large"),
+    ],
 )
 async def test_what_cannot_be_read_changes_nothing(
     cli: Cli, store: Store, sql: asyncpg.Connection, tmp_path: Path, broken: bytes
@@ -292,12 +300,31 @@ async def test_reprice_beside_a_running_farebox(cli: Cli, database: str, store: 
     assert {row.price_id for row in rows} == {right.id}
 
 
+async def test_pricing_needs_no_credential(
+    cli: Cli, database: str, store: Store, sql: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """In a shell without the providers' keys their calls are repriced all the same, and their prices listed."""
+    own = {"house-*": {"input_usd_per_mtok": "0.5", "output_usd_per_mtok": 1}}
+    openai = {"dialect": "openai", "base_url": "https://api.openai.com/v1", "api_key": "${NOT_SET_HERE}", "prices": own}
+    cli.configured(tmp_path / "config.yaml", settings_of(database, tmp_path / "data", {"openai": openai}))
+    used: dict[str, Any] = {"output_tokens": 0, "usage_source": "provider"}
+    calls = [event(model=name, input_tokens=1_000_000, **used) for name in ("m", "house-1")]
+    await store.insert_events([encode(one) for one in calls])
+    await publish(store, price("m", "1"))
+    summary = await cli.json("prices", "reprice", "--since", "2024-01-01", "--provider", "openai", "--model", "m")
+    assert (summary["corrected"], summary["up_usd"]) == (1, "1")
+    summary = await cli.json("prices", "reprice", "--since", "2024-01-01")
+    assert (summary["rows"], summary["corrected"], summary["up_usd"]) == (2, 1, "0.5")
+    assert await sql.fetchval("SELECT count(*) FROM farebox.usage JOIN farebox.prices_all USING (price_id)") == 2
+    rows = await cli.json("prices", "list", "--provider", "openai")
+    assert [row["book"] for row in rows] == ["config:openai", "openai"]
+
+
 async def test_reprice_leaves_out_whom_it_cannot_judge(cli: Cli, database: str, store: Store, tmp_path: Path) -> None:
-    """A disabled provider is named, one that is not in the config is bad use, and no provider at all is an error."""
-    providers = {"openai": {"dialect": "openai", "base_url": "https://api.openai.com/v1", "api_key": "${NOT_SET_HERE}"}}
-    cli.configured(tmp_path / "config.yaml", settings_of(database, tmp_path / "data", providers))
-    ran = await cli.aside("prices", "reprice", "--since", "1h")
-    assert ran.code == 1 and "calls of openai are left as they are" in ran.errors and "no provider" in ran.errors
-    ran = await cli.aside("prices", "reprice", "--since", "1h", "--provider", "openai")
-    assert ran.code == 2 and "no provider 'openai' that is enabled" in ran.errors
+    """A provider that is not in the config is bad use, as is no --since; no provider at all is an error."""
+    ran = await cli.aside("prices", "reprice", "--since", "1h", "--provider", "nobody")
+    assert ran.code == 2 and "the config has no provider 'nobody'" in ran.errors
     assert (await cli.aside("prices", "reprice")).code == 2  # --since must be said
+    cli.configured(tmp_path / "config.yaml", settings_of(database, tmp_path / "data", {}))
+    ran = await cli.aside("prices", "reprice", "--since", "1h")
+    assert ran.code == 1 and "the config has no provider" in ran.errors

@@ -189,6 +189,8 @@ def test_a_key_without_value_disables_the_provider_only() -> None:
     )
     assert list(config.providers) == ["local"]
     assert config.disabled == {"a": "the environment variable NOPE has no value"}
+    assert config.unavailable["a"].base_url == "https://a" and config.unavailable["a"].api_key is None
+    assert list(config.known) == ["local", "a"]
     assert config.warnings == ("providers.a is disabled: the environment variable NOPE has no value",)
     assert config.routes == (RouteRule(match=Match(), to=("local",)),)
 

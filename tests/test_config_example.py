@@ -54,7 +54,7 @@ def test_every_setting_stands_in_the_example_and_works_when_uncommented() -> Non
 
 def test_no_field_is_left_without_a_setting_by_accident() -> None:
     """A new dataclass field is either settable or one of the few that loading works out."""
-    worked_out = {"disabled", "warnings"}
+    worked_out = {"disabled", "unavailable", "warnings"}
     assert {field.name for field in dataclasses.fields(Config)} - set(settings_of(Config)) == worked_out
     assert {field.name for field in dataclasses.fields(Provider)} - set(settings_of(Provider)) == {"name"}
     for _, about in settings_of(Config).values():

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -15,7 +16,7 @@ from structlog.testing import capture_logs
 from farebox.config import Config
 from farebox.payload import encode
 from farebox.pricebook import Prices, current_pricer, loaded, put_configured, seeded
-from farebox.pricing import Period, Price, Rates, Step, config_entries, shipped
+from farebox.pricing import Period, Price, PriceBook, Pricer, Rates, Step, config_entries, shipped
 from farebox.store import PriceLists, Store, StoreUnavailable
 from farebox.store.migrations import migrate
 from farebox.store.migrations import shipped as migrations
@@ -117,20 +118,29 @@ async def test_prices_come_back_as_they_were_put(lists: PriceLists, store: Store
     assert {one.id: msgspec.structs.replace(one, rank=0) for one in everything.entries} == plain
 
 
-async def test_a_price_a_newer_farebox_wrote_is_left_out(lists: PriceLists, store: Store, sql: Connection) -> None:
-    """An entry with a member that is not known here makes its model unpriced; the others are there."""
-    known = price("known")
+@pytest.mark.parametrize("match", ['{"equals": ["odd-2026-01-01"]}', "{}", '{"sounds_like": ["odd"]}', "[]"])
+async def test_a_price_a_newer_farebox_wrote_is_unknown(
+    lists: PriceLists, store: Store, sql: Connection, match: str
+) -> None:
+    """An entry with a member that is not known here makes its model unpriced, and no other is priced in its place."""
+    known = price("odd")  # what a snapshot of that name would cost, were it not listed by itself
     revision = await publish(store, known, at=NOW)
     await sql.execute(
         "WITH list AS (INSERT INTO farebox.price_list (name, source, snapshot, digest, prices) "
         "SELECT 'published', 'sync', snapshot, 'x', prices || 'openai/odd/1'::text FROM farebox.price_list "
         "WHERE revision = $1 RETURNING revision) INSERT INTO farebox.price (id, book, model, entry, revision) "
-        "SELECT 'openai/odd/1', 'openai', 'odd', $2::text::jsonb, revision FROM list",
+        "SELECT 'openai/odd/1', 'openai', 'odd-2026-01-01', $2::text::jsonb, revision FROM list",
         revision,
-        '{"id": "openai/odd/1", "book": "openai", "model": "odd", "match": {}, "periods": [], "full_moon_usd": "1"}',
+        '{"id": "openai/odd/1", "book": "openai", "model": "odd-2026-01-01", "periods": [], "full_moon_usd": "1", '
+        f'"match": {match}}}',
     )
     prices, unread = await lists.load(revision + 1)
-    assert (ids(prices), unread) == ({known.id}, ["openai/odd/1"])
+    assert (ids(prices), unread) == ({known.id, "openai/odd/1"}, ["openai/odd/1"])
+    pricer = Pricer(PriceBook(prices), read(providers(OPENAI)).providers)
+    assert pricer.quote("openai", "odd", NOW) is not None
+    assert pricer.quote("openai", "odd-2026-01-01", NOW) is None
+    used: dict[str, Any] = {"input_tokens": 1, "output_tokens": 1, "usage_source": "provider"}
+    assert pricer.cost(event(model="odd-2026-01-01", **used)) is None
 
 
 # -- rules of the tables -----------------------------------------------------------------------------
@@ -312,6 +322,39 @@ async def test_a_new_config_prices_at_once_and_the_last_calls_of_a_provider_that
                 await asyncio.sleep(0.01)
     finally:
         await prices.close()
+
+
+async def test_a_price_book_that_does_not_exist_is_said(store: Store, lists: PriceLists) -> None:
+    """A misspelt `price_book` is a warning at the start and at a reload: else nobody knows why there is no price."""
+    one = 'p: {{dialect: vllm, base_url: "http://localhost:1/v1", price_book: {}}}'
+    books = ("opneai", "OpenAI", "none", "huggingface")
+    configs = [read(providers(one.format(book))) for book in books]
+    await publish(store, price("m", "1"))
+    prices = Prices(lists, configs[0].providers, poll_s=3_600)
+    with capture_logs() as logs:
+        await prices.start()
+        for config in [*configs[1:], configs[0]]:
+            prices.change(config.providers, poll_s=3_600)
+        await prices.close()
+    said = [line["price_book"] for line in logs if "price_book" in line["event"]]
+    assert said == ["opneai", "opneai"]
+
+
+async def test_the_prices_of_a_config_are_written_down_however_short_it_was_in_force(
+    lists: PriceLists, sql: Connection
+) -> None:
+    """Of two configs in a row, and a stop right behind them, every price_id that a call may have leads somewhere."""
+    prices = Prices(lists, config_with("{}").providers, poll_s=3_600)
+    await prices.start()
+    given = set()
+    for rate in ("5", "6"):
+        prices.change(config_with(f'{{"m": {{input_usd_per_mtok: {rate}}}}}').providers, poll_s=3_600)
+        one = event(model="m", input_tokens=1, output_tokens=0, usage_source="provider")
+        prices.price(one)
+        given.add(one.price_id)
+    await prices.close()
+    found = await sql.fetch("SELECT price_id FROM farebox.prices_all WHERE book = 'config:openai'")
+    assert {row["price_id"] for row in found} == given and len(given) == 2
 
 
 # -- corrections -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from farebox.dialects import PROFILES
-from farebox.pricing import Match, Period, Price, PriceBook, Pricer, Rates, beginning, book_of, shipped
+from farebox.pricing import Match, Period, Price, PriceBook, Pricer, Rates, beginning, book_of, config_entries, shipped
 from farebox.pricing import book as books
 from farebox.pricing import pricer as pricers
 from farebox.pricing.publishers import DIALECTS
@@ -70,6 +70,9 @@ UNKNOWN = {
     "audio by the second without a rate": used("gpt-5", 10, 10, units={"seconds": 1}),
     "a model that is listed without a price": used("qwen-3-coder-480b", 10, 10, by="cerebras"),
     "an open model that its maker does not serve": used("gpt-oss-120b", 10, 10),
+    "a request of a size without a fee": used(
+        "sonar", 10, 10, by="perplexity", usage_raw=raw(search_context_size="vast")
+    ),
     "a compound system": used(
         "openai/gpt-oss-120b", 10, 10, by="groq", usage_raw=raw(usage_breakdown={"models": [{"model": "m"}]})
     ),
@@ -231,7 +234,7 @@ def test_everything_may_be_free() -> None:
     pricer = Pricer(book(), {"local": local})
     assert cost(event, pricer) == 0
     assert event.price_id is not None and event.price_id.startswith("config:local/*/")
-    assert pricer.configured[0].id == event.price_id
+    assert [price.id for price in config_entries(local)] == [event.price_id]
 
 
 OWN = """{
@@ -348,7 +351,8 @@ def test_an_entry_may_stop_meaning_a_name() -> None:
         (Match(contains=("flash",)), ["a-FLASH-b"], ["flas"]),
         (Match(regex=(r"^o\d$", "(")), ["o1"], ["o12"]),
         (Match(every=((Match(starts=("a",)), Match(ends=("z",))), ())), ["abz"], ["ab", "bz"]),
-        (Match(globs=("a*[12]",)), ["A-1", "a2"], ["a3"]),
+        (Match(globs=("a*[12]",)), ["A-1", "a2"], ["a3", "ba1", "\na1"]),
+        (Match(globs=("gpt-4o",)), ["gpt-4o"], ["my-gpt-4o", "gpt-4o-mini", "gpt-4o\n"]),
         (Match(equals=("m-2026-01-02",)), ["m-20260102"], ["m-20260103"]),
         (Match(), [], ["anything"]),
     ],

@@ -55,6 +55,8 @@ def test_everything_a_price_may_say() -> None:
         ("1_000", "1000"),
         ("1e2", "100"),
         ("1e-20", "0.00000000000000000001"),
+        ("0.00000000000000000001", "0.00000000000000000001"),
+        (".12345678901234567891", "0.12345678901234567891"),
         ("0.123456789012345678", "0.123456789012345678"),
         ("+3", "3"),
         ("1000000", "1000000"),
@@ -136,6 +138,14 @@ def test_an_amount_is_exactly_its_text(written: str, value: str) -> None:
         (
             "{m: {units_usd: {web_search: 1}}}",
             "5:30: providers.p.prices.m.units_usd.web_search: 'web_search' is not one of web_searches, file_searches, x_searches, sources, images, pages, characters, seconds: did you mean web_searches?",
+        ),
+        (
+            "{m: {tiers: {default: {input_usd_per_mtok: 1}}}}",
+            "5:26: providers.p.prices.m.tiers.default: 'default' is not a service tier: an answer that says so is priced by the lines beside tiers; write its rates there",
+        ),
+        (
+            "{m: {tiers: {Flex: {}, flex: {}}}}",
+            "5:36: providers.p.prices.m.tiers.flex: given twice, in another spelling",
         ),
         ("{m: {}, m: {}}", "5:21: providers.p.prices.m: given twice; the first is on line 5. Remove one"),
     ],

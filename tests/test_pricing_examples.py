@@ -264,6 +264,19 @@ EXAMPLES: dict[str, tuple[UsageEvent, str]] = {
     "claude's web searches": (used("claude-sonnet-5", 1_000, 100, by="anthropic", units={"web_searches": 2}), "0.023"),
     # sonar: 1 and 1, and 12 per k requests. 10 + 200 = 0.00021; 0.012
     "a fee for the request": (used("sonar", 10, 200, by="perplexity", units={"web_searches": 1}), "0.01221"),
+    # By how much was searched: 5, 8 and 12 per k requests; sonar-pro 6, 10 and 14, 3 and 15 per million.
+    "a low fee for the request": (
+        used("sonar", 10, 200, by="perplexity", usage_raw=raw(search_context_size="low")),
+        "0.00521",
+    ),
+    "a fee between": (used("sonar", 10, 200, by="perplexity", usage_raw=raw(search_context_size="medium")), "0.00821"),
+    "the high fee": (used("sonar", 10, 200, by="perplexity", usage_raw=raw(search_context_size="high")), "0.01221"),
+    "another model's low fee": (
+        used("sonar-pro", 10, 200, by="perplexity", usage_raw=raw(search_context_size="low")),
+        "0.00903",
+    ),
+    # A size that has no fee is of no account where there is no fee for requests.
+    "no fee by size": (used("gpt-5", 1000, 0, usage_raw=raw(search_context_size="low")), "0.00125"),
     # sonar-deep-research: 2, output 8, reasoning 3, citations 2, searches 5 per k.
     # 30 x 2 + 2,000 x 8 + 1,000 x 3 + 500 x 2 = 60 + 16,000 + 3,000 + 1,000 = 0.02006; 4 x 0.005 = 0.02
     "reasoning and citations with rates of their own": (

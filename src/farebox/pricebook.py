@@ -16,10 +16,15 @@ import structlog
 
 from farebox.config import Provider
 from farebox.logs import exception_facts
-from farebox.pricing import PriceBook, Pricer, config_entries, shipped
+from farebox.pricing import PriceBook, Pricer, config_entries, shipped, unknown_books
 from farebox.records import UsageEvent
 from farebox.store import PriceLists, Store
 from farebox.store.prices import CONFIG, PUBLISHED, digest_of
+
+_UNPUT_MAX = 16
+"""Configs whose prices wait to be written down while the database is away; past it the oldest are forgotten."""
+_LAST_PUT_S = 2.0
+"""How long a stop may take to write down the prices of a config that came right before it."""
 
 
 class Prices:
@@ -42,7 +47,7 @@ class Prices:
         self._now = now
         self._book = PriceBook(())
         self._revision: int | None = None
-        self._unput = True
+        self._unput = [providers]
         self._away = False
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -54,14 +59,21 @@ class Prices:
         """Bring the database's book up to date, load it, and begin to watch it. Raises StoreUnavailable."""
         book, revision = await seeded(self._lists)
         self._put_in_force(book, revision)
+        self._warn()
         await self._put_own()
         self._task = asyncio.create_task(self._watch(), name="prices")
 
     async def close(self) -> None:
         """Watch no longer; the prices stay."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_LAST_PUT_S):
+                await self._put_own()
+        except Exception as error:
+            self._log.warning("the config's own prices could not be written down", **exception_facts(error))
 
     def price(self, event: UsageEvent) -> None:
         """Set what the call cost, by the prices in force now."""
@@ -76,8 +88,17 @@ class Prices:
         known = {**self._providers, **providers}
         self._providers = providers
         self.pricer = Pricer(self._book, known)
-        self._unput = True
+        self._warn()
+        self._unput = [*self._unput, providers][-_UNPUT_MAX:]
         self._wake.set()
+
+    def _warn(self) -> None:
+        for provider in unknown_books(self._providers.values(), self._book.books):
+            self._log.warning(
+                "no price list has the name in price_book: calls cost an unknown amount",
+                provider=provider.name,
+                price_book=provider.price_book,
+            )
 
     # -- the database's book -----------------------------------------------------------------------
 
@@ -110,13 +131,14 @@ class Prices:
             book = await loaded(self._lists, newest.revision)
             self._put_in_force(book, newest.revision)
             self._log.info("another price list is in force", revision=newest.revision, prices=len(book))
-        if self._unput:
-            await self._put_own()
+        await self._put_own()
 
     async def _put_own(self) -> None:
-        providers = self._providers
-        await put_configured(self._lists, providers, self._now())
-        self._unput = providers is not self._providers
+        """Of every config since the last time, also of one that was soon changed again: calls were priced by it."""
+        while self._unput:
+            providers = self._unput[0]
+            await put_configured(self._lists, providers, self._now())
+            self._unput = [others for others in self._unput if others is not providers]
 
 
 async def put_configured(lists: PriceLists, providers: Mapping[str, Provider], now: datetime) -> None:

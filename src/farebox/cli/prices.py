@@ -110,7 +110,7 @@ async def _list(args: argparse.Namespace) -> None:
     wanted = _books(config, args.provider)
     async with store_of(args) as store:
         published, _ = await seeded(PriceLists(store))
-    own = [price for provider in config.providers.values() for price in config_entries(provider)]
+    own = [price for provider in config.known.values() for price in config_entries(provider)]
     book = PriceBook([*own, *published.entries])
     at = args.at or datetime.now(UTC)
     rows = [
@@ -131,9 +131,9 @@ async def _list(args: argparse.Namespace) -> None:
 def _books(config: Config, provider: str | None) -> tuple[str, ...] | None:
     if provider is None:
         return None
-    one = config.providers.get(provider)
+    one = config.known.get(provider)
     if one is None:
-        raise BadUse(f"the config has no provider {provider!r} that is enabled")
+        raise BadUse(f"the config has no provider {provider!r}")
     return (CONFIG + provider, book_of(price_book=one.price_book, base_url=one.base_url, dialect=one.dialect))
 
 

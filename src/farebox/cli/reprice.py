@@ -75,9 +75,9 @@ async def _run(args: argparse.Namespace) -> Tally:
         model=None if args.model is None else expression(args.model),
     )
     async with store_of(args) as store:
-        pricer = await current_pricer(store, config.providers)
+        pricer = await current_pricer(store, config.known)
         if not args.dry_run:
-            await put_configured(PriceLists(store), config.providers, now)
+            await put_configured(PriceLists(store), config.known, now)
         tally = await _with_progress(args, store, pricer.price, wanted)
     summary = msgspec.structs.asdict(tally) | {"dry_run": args.dry_run}
     for name in ("up_usd", "down_usd"):
@@ -110,14 +110,12 @@ async def _with_progress(args: argparse.Namespace, store: Store, price: Pricer, 
 def _providers(config: Config, only: str | None) -> list[str]:
     """Whose calls. Those of a provider the config lacks are left alone: how they are charged is not known here."""
     if only is not None:
-        if only not in config.providers:
-            raise BadUse(f"the config has no provider {only!r} that is enabled")
+        if only not in config.known:
+            raise BadUse(f"the config has no provider {only!r}")
         return [only]
-    for name, reason in config.disabled.items():
-        print(f"calls of {name} are left as they are: {reason}", file=sys.stderr)
-    if not config.providers:
-        raise FareboxError("the config enables no provider, so it is not known how any call is charged")
-    return list(config.providers)
+    if not config.known:
+        raise FareboxError("the config has no provider, so it is not known how any call is charged")
+    return list(config.known)
 
 
 def expression(glob: str) -> str:

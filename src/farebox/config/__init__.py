@@ -1,9 +1,9 @@
 """The config file: YAML text in, one frozen `Config` out, or all its faults at once with their places.
 
-The way of a config: `nodes` (YAML, with places) -> `reader` along the schema (`settings`, `providers`,
-`schema`; each value through its `kinds` and `interpolate`) -> `checks` across settings -> `load`
-builds it. `example` renders the schema's own documentation. Files, environment and reloading are
-left to the callers.
+The way of a config: `nodes` (YAML, with places) -> `reader` along the `schema` (`settings`, `views`,
+`providers`, `prices`; each value through its `kinds` and `interpolate`) -> `checks` across settings ->
+`load` builds it. `changes` says what of a new one can be put in force beside the old one. `example`
+renders the schema's own documentation. Files, environment and reloading are left to the callers.
 """
 
 from farebox.config.changes import carry_over
@@ -14,7 +14,8 @@ from farebox.config.prices import ModelPrices
 from farebox.config.providers import Match, Provider, RouteRule
 from farebox.config.schema import Config
 from farebox.config.secret import Secret
-from farebox.config.settings import Auth, Database, Ledger, Limits, Log, Metering, Metrics, Models, Server
+from farebox.config.settings import Auth, Database, Ledger, Limits, Metering, Server
+from farebox.config.views import Log, Metrics, Models
 
 __all__ = [
     "Auth",

@@ -49,6 +49,7 @@ class Scalar:
 _TRUE, _FALSE = frozenset({"true", "yes", "on"}), frozenset({"false", "no", "off"})
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")
 _DECIMAL = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][+-]?[0-9]{1,2})?")
+_AMOUNT = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]{0,99})?|\.[0-9]{1,99})([eE][+-]?[0-9]{1,2})?")
 _GROUPED = re.compile(r"(?<=[0-9])_(?=[0-9])")
 
 
@@ -138,7 +139,7 @@ class Money(Scalar):
 
     def parse(self, text: str) -> Decimal:
         plain = _GROUPED.sub("", text)
-        if not _DECIMAL.fullmatch(plain):
+        if not _AMOUNT.fullmatch(plain):
             raise Bad
         value = Decimal(plain)
         if value.is_signed() or value > self.most:

@@ -39,6 +39,7 @@ def load(text: str, *, filename: str, env: Mapping[str, str], read_file: Callabl
 
     disabled = {name: _reason(values["api_key"]) for name, values in given.items() if _is_missing(values)}
     providers = {name: Provider(name=name, **values) for name, values in given.items() if name not in disabled}
+    unavailable = {name: Provider(name=name, **{**given[name], "api_key": None}) for name in disabled}
     auth = draft.get("auth", Auth())
     rules = draft.pop("routes", None)
     routes = tuple(_defaults(providers, auth) if rules is None else _in_force(rules, disabled))
@@ -47,6 +48,7 @@ def load(text: str, *, filename: str, env: Mapping[str, str], read_file: Callabl
         **draft,
         routes=routes,
         disabled=MappingProxyType(disabled),
+        unavailable=MappingProxyType(unavailable),
         warnings=tuple(warnings(auth, providers, disabled, rules or ())),
     )
 

@@ -13,10 +13,12 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
-from farebox.config.kinds import Choice, Day, Line, Map, Money, Pairs, Whole, setting
+from farebox.config.kinds import Bad, Choice, Day, Line, Map, Money, Pairs, Whole, setting
 
 USD_PER_MTOK_MAX = 1_000_000
 _PER_MTOK = Money(USD_PER_MTOK_MAX)
+ORDINARY_TIERS = frozenset({"default", "standard", "auto", "on_demand", "on-demand", "ondemand", "none"})
+"""Words by which providers name the ordinary tier in an answer."""
 _UNITS = ("web_searches", "file_searches", "x_searches", "sources", "images", "pages", "characters", "seconds")
 
 
@@ -26,6 +28,20 @@ def _none() -> Mapping[Any, Any]:
 
 def _rate(doc: str, show: str) -> dict[str, Any]:
     return setting(_PER_MTOK, doc, show)
+
+
+@dataclass(frozen=True)
+class Tier(Line):
+    """The name of a service tier that has prices of its own, in lower case: case does not count in answers either."""
+
+    what: str = "a service tier"
+    chars_max: int = 64
+
+    def parse(self, text: str) -> str:
+        word: str = super().parse(text).lower()
+        if word in ORDINARY_TIERS:
+            raise Bad("an answer that says so is priced by the lines beside tiers; write its rates there")
+        return word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +101,7 @@ class ModelPrices(TierRates):
     tiers: Mapping[str, TierRates] = field(
         default_factory=_none,
         metadata=setting(
-            Map(Line("a service tier", chars_max=64), TierRates),
+            Map(Tier(), TierRates),
             "Rates by the service tier that the answer names: flex, priority, batch ... An answer from a tier that is "
             "not here has an unknown cost; default, standard, auto and on_demand are the lines above.",
             "{flex: {input_usd_per_mtok: 0.625, output_usd_per_mtok: 5}}",

@@ -14,7 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 from farebox.config.kinds import Named, Rows, Section, setting
 from farebox.config.providers import Match, Provider, RouteRule, nothing
-from farebox.config.settings import Auth, Database, Ledger, Limits, Log, Metering, Metrics, Models, Server
+from farebox.config.settings import Auth, Database, Ledger, Limits, Metering, Server
+from farebox.config.views import Log, Metrics, Models
 from farebox.config.web import ProviderName
 
 
@@ -22,8 +23,9 @@ from farebox.config.web import ProviderName
 class Config:
     """One immutable snapshot of all settings.
 
-    `providers` holds the enabled ones, `disabled` the others with the reason, `routes` the rules in
-    force (default ones when none are given), `warnings` sentences for the log.
+    `providers` holds the enabled ones, `disabled` the reasons why others are not and `unavailable` these
+    others without their credential, `routes` the rules in force (default ones when none are given),
+    `warnings` sentences for the log.
     """
 
     server: Server = field(default=Server(), metadata=setting(Section(Server), "Where clients connect."))
@@ -64,7 +66,13 @@ class Config:
     )
     log: Log = field(default=Log(), metadata=setting(Section(Log), "What is logged; never prompts, never secrets."))
     disabled: Mapping[str, str] = field(default_factory=nothing)
+    unavailable: Mapping[str, Provider] = field(default_factory=lambda: MappingProxyType({}))
     warnings: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> Mapping[str, Provider]:
+        """All providers, the disabled ones too: what a call costs there can be said without a credential."""
+        return MappingProxyType({**self.providers, **self.unavailable})
 
     def with_provider(self, name: str, provider: Provider) -> Config:
         """A copy with one more provider, which also gets everything that no rule is for."""
@@ -88,7 +96,7 @@ class Config:
             if password:
                 yield password
                 yield unquote(password)
-        for provider in self.providers.values():
+        for provider in self.known.values():
             yield from provider.credentials
             # `x-team: research` is no secret, and masking the word would spoil the log.
             yield from (value for value in provider.headers.values() if len(value) >= 16)

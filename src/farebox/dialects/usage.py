@@ -281,9 +281,9 @@ def _provider_cost(raw: Mapping[str, Any]) -> Any:
     Ticks and `cost` objects of zero are placeholders (Grok on Azure; Perplexity until the last
     chunk); a plain `cost` of zero is a price: OpenRouter has free models.
     """
-    ticks = money(raw.get("cost_in_usd_ticks"))
-    if ticks:
-        return money(ticks / _TICKS_PER_USD)
+    ticks = number(raw.get("cost_in_usd_ticks"))
+    if ticks and (usd := money(ticks / _TICKS_PER_USD)) is not None:
+        return usd
     cost = raw.get("cost")
     if isinstance(cost, dict):
         return money(cost.get("total_cost")) or None

@@ -12,7 +12,7 @@ from farebox.pricing.book import PriceBook
 from farebox.pricing.configured import config_entries
 from farebox.pricing.entry import Match, Period, Price, Rates, Step, Variant, beginning, digest
 from farebox.pricing.pricer import Costing, Pricer, Quote
-from farebox.pricing.publishers import book_of
+from farebox.pricing.publishers import book_of, unknown_books
 from farebox.pricing.shipped import Snapshot, shipped
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "config_entries",
     "digest",
     "shipped",
+    "unknown_books",
 ]

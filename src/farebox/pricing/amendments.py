@@ -10,6 +10,8 @@
   down); the source has their text rates only.
 - OpenAI's own API does not serve its open models (gpt-oss): the rates that the source has for them there are a
   router's. They are listed without a price, so that no other server is charged by them.
+- Perplexity's fee for a request depends on how much it searched ("low", "medium", "high" in the usage it
+  reports; its page on prices); the source has the dearest of the three, which stays where nothing is reported.
 - OpenAI keeps cache writes for half an hour unless asked for twelve, which for gpt-6.1-terra cost twice as
   much ("$2.50", in the source's comments, beside 1.25). So a write of which no lifetime is told costs the
   ordinary rate. Of its other models the rate for twelve hours is not told.
@@ -34,6 +36,8 @@ _WITHOUT_GEO = (
     *("claude-sonnet-4-0", "claude-sonnet-4-5", "claude-haiku-4-5"),
 )
 _HALF_DAY_FACTOR = 2
+_FEES = {Decimal(12): (Decimal(5), Decimal(8)), Decimal(14): (Decimal(6), Decimal(10))}
+"""Perplexity's fees for a thousand requests: of the dearest the other two, low and medium."""
 _AUDIO = {
     "gpt-4o-audio-preview": (Decimal(40), Decimal(80)),
     "gpt-4o-mini-audio-preview": (Decimal(10), Decimal(20)),
@@ -50,6 +54,8 @@ def amended(prices: Iterable[Price]) -> Iterator[Price]:
             yield replace(price, id="", variants=(*price.variants, flex))
         elif price.book == "anthropic" and not price.model.startswith(_WITHOUT_GEO):
             yield replace(price, id="", variants=(*price.variants, *_us(price.periods)))
+        elif price.book == "perplexity" and price.model.startswith("sonar"):
+            yield replace(price, id="", variants=(*price.variants, *_searched(price)))
         elif price.book == "openai" and price.model.startswith("gpt-oss"):
             yield replace(price, id="", periods=(Period(rates=Rates()),), variants=())
         elif price.book == "openai" and price.model in _AUDIO:
@@ -100,6 +106,14 @@ def _half_days(price: Price) -> Price:
         periods=tuple(replace(period, rates=rates(period.rates)) for period in price.periods),
         variants=tuple(replace(variant, rates=rates(variant.rates)) for variant in price.variants),
     )
+
+
+def _searched(price: Price) -> Iterator[Variant]:
+    fees = _FEES.get(price.periods[-1].rates.usd.get("requests", Decimal(0)))
+    for size, fee in zip(("low", "medium"), fees or (), strict=False):
+        yield Variant(when={"search_context_size": size}, rates=Rates({"requests": fee}))
+    if fees:
+        yield Variant(when={"search_context_size": "high"}, rates=Rates())
 
 
 def _audio(price: Price) -> Price:

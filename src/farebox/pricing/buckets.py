@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-MILLION, THOUSAND, ONE = 6, 3, 0
+MILLION, THOUSAND = 6, 3
 
 TOKENS: frozenset[str] = frozenset(
     {

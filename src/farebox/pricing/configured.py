@@ -57,8 +57,7 @@ class Overrides:
     """One provider's own prices, as they are looked up."""
 
     def __init__(self, provider: Provider) -> None:
-        self.entries = tuple(config_entries(provider))
-        self._lineages = tuple(Lineage((price,)) for price in self.entries)
+        self._lineages = tuple(Lineage((price,)) for price in config_entries(provider))
 
     def find(self, model: str) -> tuple[Lineage, ...]:
         """The first entry whose glob fits a spelling of `model`; empty where none does."""
@@ -99,5 +98,4 @@ def _others(prices: ModelPrices) -> dict[str, Decimal]:
 
 
 def _when(tier: str) -> dict[str, str]:
-    word = tier.lower()
-    return {"processing": "batch"} if word == "batch" else {"service_tier": word}
+    return {"processing": "batch"} if tier == "batch" else {"service_tier": tier}

@@ -17,8 +17,6 @@ import msgspec
 from msgspec.structs import force_setattr
 
 DIGEST_CHARS = 12
-ID_MODEL_CHARS = 100
-"""Characters of a model's name in an id; the digest tells longer ones apart. So an id has at most 200."""
 _NAME_CHARS = 150
 """An id is at most 200 characters, as long as a text of a row may always be; the digest tells longer names apart."""
 

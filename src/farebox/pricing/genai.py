@@ -41,6 +41,8 @@ _NAMES = {
     "input_text_messages": "messages",
 }
 """Buckets that are called otherwise there, with or without the unit they are counted in."""
+_USD_MAX, _PLACES_MAX = 10**9, 40
+"""A rate above, or with more decimal places, is no price; below 0 it is a word for something else (a router's -1)."""
 _SUFFIXES = ("_mtok", "_kcount", "_kpages")
 _FREE = (":free", "free of charge", "(free)", "included in the subscription")
 
@@ -127,14 +129,20 @@ def _rates(prices: Any, *, free: bool) -> Rates:
             continue
         bucket = _bucket(key)
         if isinstance(value, Decimal):
-            usd[bucket] = value
+            usd[bucket] = _amount(value)
             continue
-        usd[bucket] = value.base
+        usd[bucket] = _amount(value.base)
         for tier in value.tiers:
-            steps.setdefault(tier.start, {})[bucket] = tier.price
+            steps.setdefault(tier.start, {})[bucket] = _amount(tier.price)
     if not usd and free:
         usd = {"input": Decimal(0), "output": Decimal(0)}
     return Rates(usd, tuple(Step(start, steps[start]) for start in sorted(steps)))
+
+
+def _amount(rate: Decimal) -> Decimal:
+    if not 0 <= rate <= _USD_MAX or -int(rate.as_tuple().exponent) > _PLACES_MAX:
+        raise UnknownShape(f"a rate of {str(rate)[:40]}")
+    return rate
 
 
 def _bucket(key: str) -> str:

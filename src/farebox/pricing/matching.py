@@ -40,7 +40,9 @@ def test(match: Match) -> Test:
     starts = tuple(text.lower() for text in match.starts)
     ends = tuple(text.lower() for text in match.ends)
     contains = tuple(text.lower() for text in match.contains)
-    patterns = [_compiled(text) for text in match.regex] + [_compiled(translate(text.lower())) for text in match.globs]
+    # A glob is for the whole name; what `translate` gives is held to its end only.
+    globs = [_compiled(r"\A" + translate(text.lower())) for text in match.globs]
+    patterns = [_compiled(text) for text in match.regex] + globs
     every = [[test(inner) for inner in group] for group in match.every]
 
     def holds(name: str) -> bool:

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from farebox.config.prices import ORDINARY_TIERS
 from farebox.dialects.raw import LEFT_OUT, lacks
 from farebox.records import UsageEvent
 
-STANDARD = frozenset({"", "default", "standard", "auto", "on_demand", "on-demand", "ondemand", "none"})
-"""Words by which providers name the ordinary tier in an answer."""
+STANDARD = ORDINARY_TIERS | {""}
+"""Words that mean the ordinary tier; an answer may name none."""
 
 Need = tuple[tuple[str, str], ...]
 """Alternatives, each the name and value of a variant: one of them must have a price."""
@@ -25,6 +26,8 @@ _TIERS: Mapping[str, Need] = {
     "priority": (("service_tier", "priority"), ("service_tier", "fast")),
     "fast": (("service_tier", "fast"), ("service_tier", "priority")),
 }
+OPTIONAL = frozenset({"search_context_size"})
+"""What makes no difference to a price that has no variant of it at all."""
 _SPEEDS = frozenset({"", "standard", "normal", "default"})
 _PLACES = frozenset({"", "global", "not_available", "default", "unknown"})
 _READ = frozenset({"speed", "inference_geo", "iterations", "usage_breakdown", "tool_usage"})
@@ -34,6 +37,7 @@ _NAMES = (
     b"iterations",
     b"usage_breakdown",
     b"image_gen",
+    b"search_context_size",
     LEFT_OUT.encode(),
 )
 
@@ -87,6 +91,8 @@ def served(event: UsageEvent) -> Served:
         needs.append((("speed", speed),))
     if place not in _PLACES:
         needs.append((("inference_geo", place),))
+    if size := _word(raw.get("search_context_size")):
+        needs.append((("search_context_size", size),))
     # Groq's compound systems: other models, and tools whose fees no member tells. And what was too large to keep.
     unpriceable = _draws(raw) or bool(raw.get("usage_breakdown")) or lacks(raw, _READ)
     return Served(tuple(needs), tuple(_parts(raw)), unpriceable)

@@ -75,11 +75,6 @@ class Pricer:
         self._known: dict[tuple[str, str | None, str | None], tuple[_Candidate, ...]] = {}
         self._tariffs: dict[tuple[str, int, tuple[int, ...]], Tariff] = {}
 
-    @property
-    def configured(self) -> tuple[Price, ...]:
-        """The entries that the providers' own `prices` make."""
-        return tuple(price for own in self._overrides.values() for price in own.entries)
-
     def price(self, event: UsageEvent) -> None:
         """Set `cost_usd`, `cost_source` and `price_id` of `event`, and nothing else.
 

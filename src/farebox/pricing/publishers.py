@@ -7,9 +7,11 @@ charge by a list that no book has gives none, so that its models are not priced 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from urllib.parse import urlsplit
+
+from farebox.config import Provider
 
 NONE = "none"
 """The setting `price_book: none`, and the answer for who has no book."""
@@ -110,6 +112,13 @@ NAMED_BY_OPERATOR = frozenset({"azure"})
 """Books whose customers name their deployments: what was asked for says nothing once the answer names a model."""
 
 _SERVED_BY = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")
+
+
+def unknown_books(providers: Iterable[Provider], books: Collection[str]) -> Iterator[Provider]:
+    """The providers whose `price_book` names none of `books`: misspelt, most likely, and without any price."""
+    for provider in providers:
+        if provider.price_book is not None and provider.price_book.lower() not in {*books, NONE, HUGGING_FACE}:
+            yield provider
 
 
 def book_of(*, price_book: str | None, base_url: str, dialect: str) -> str:

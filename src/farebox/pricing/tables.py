@@ -10,7 +10,7 @@ from datetime import datetime
 from decimal import Context, Decimal, DivisionByZero, Inexact, InvalidOperation, Overflow
 
 from farebox.pricing.entry import Period, Price, Rates, Variant
-from farebox.pricing.modifiers import Need
+from farebox.pricing.modifiers import OPTIONAL, Need
 
 ENCLOSING: Mapping[str, str] = {
     "cache_read": "input",
@@ -28,7 +28,7 @@ ENCLOSING: Mapping[str, str] = {
 """Where a bucket without a rate of its own is charged: in the one around it, as publishers list prices."""
 
 EXACT = Context(prec=120, traps=[Inexact, InvalidOperation, DivisionByZero, Overflow])
-"""Raises rather than rounds. Rates have at most 20 decimal places and counts 16 digits: nothing comes near."""
+"""Raises rather than rounds. Rates have at most 40 decimal places and counts 16 digits: nothing comes near."""
 
 Steps = tuple[tuple[int, Decimal], ...]
 """Rates of one bucket: (above how many input tokens, rate), from the highest down; -1 always holds."""
@@ -113,6 +113,8 @@ def variants(price: Price, needs: Iterable[Need], at: datetime) -> tuple[int, ..
     for need in needs:
         found = next((found for name, value in need if (found := _served(price, name, value, at))), None)
         if found is None:
+            if _is_optional(price, need):
+                continue
             return None
         named = {bucket for index in found for bucket in price.variants[index].rates.usd}
         if named & taken:
@@ -131,6 +133,11 @@ def tariff(price: Price, period_index: int, variant_indices: tuple[int, ...]) ->
     for name, steps in _buckets(price.periods[period_index].rates if price.periods else Rates()).items():
         buckets.setdefault(name, steps)
     return Tariff(buckets)
+
+
+def _is_optional(price: Price, need: Need) -> bool:
+    names = {name for name, _ in need}
+    return names <= OPTIONAL and not any(names & variant.when.keys() for variant in price.variants)
 
 
 def _served(price: Price, name: str, value: str, at: datetime) -> list[int]:

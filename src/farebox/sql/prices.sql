@@ -46,7 +46,7 @@ SELECT revision, (SELECT count(*) FROM added) AS added FROM list
 
 -- name: load_price_list
 -- The entries of revision $1, in the order in which they are searched.
-SELECT price.id, price.entry
+SELECT price.id, price.book, price.model, price.entry
 FROM farebox.price_list AS list
 CROSS JOIN LATERAL unnest(list.prices) WITH ORDINALITY AS listed(id, place)
 JOIN farebox.price AS price ON price.id = listed.id
@@ -104,14 +104,7 @@ WITH wanted AS MATERIALIZED (
         id uuid, posting_no integer, cost_usd numeric, cost_source text, price_id text)
     ORDER BY id -- one order for all who add postings, so that they can't wait for each other in a circle
 )
-INSERT INTO farebox.usage_entry (
-    id, posting_no, request_id, attempt, started_at, finished_at,
-    key_id, key_name, team, project, end_user, session, tags,
-    provider, dialect, endpoint, operation, requested_model, model, service_tier, stream, status, outcome,
-    upstream_request_id, input_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens,
-    output_tokens, reasoning_tokens, audio_input_tokens, audio_output_tokens, image_tokens, units, usage_source,
-    usage_raw, cost_usd, cost_source, provider_cost_usd, price_id, budget_ids, duration_ms, ttft_ms, upstream_ms,
-    overhead_ms, tool_calls_count, tool_calls, error_type, error_code, unparsed_events)
+INSERT INTO farebox.usage_entry ({{posting_columns}})
 SELECT
     was.id, was.posting_no + 1, request_id, attempt, started_at, finished_at,
     key_id, key_name, team, project, end_user, session, tags,

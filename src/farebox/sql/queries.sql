@@ -1,6 +1,16 @@
 -- The store's queries, called by name. Every statement stands alone: no session state and no prepared
 -- statement outlives it, so all of it works through PgBouncer in transaction mode.
 
+-- name: posting_columns
+-- Everything of a posting but when it was posted.
+id, posting_no, request_id, attempt, started_at, finished_at,
+key_id, key_name, team, project, end_user, session, tags,
+provider, dialect, endpoint, operation, requested_model, model, service_tier, stream, status, outcome,
+upstream_request_id, input_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens,
+output_tokens, reasoning_tokens, audio_input_tokens, audio_output_tokens, image_tokens, units, usage_source,
+usage_raw, cost_usd, cost_source, provider_cost_usd, price_id, budget_ids, duration_ms, ttft_ms, upstream_ms,
+overhead_ms, tool_calls_count, tool_calls, error_type, error_code, unparsed_events
+
 -- name: insert_events
 -- $1: a JSON array of events, members named like columns. A new id becomes an original. An id that is
 -- stored as cut off by farebox and now comes with an answer is corrected by one; all else is known
@@ -41,22 +51,8 @@ judged AS MATERIALIZED (
        OR (newest.outcome = 'farebox_cut' AND incoming.outcome <> 'farebox_cut')
 ),
 added AS (
-    INSERT INTO farebox.usage_entry (
-        id, posting_no, request_id, attempt, started_at, finished_at,
-        key_id, key_name, team, project, end_user, session, tags,
-        provider, dialect, endpoint, operation, requested_model, model, service_tier, stream, status, outcome,
-        upstream_request_id, input_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens,
-        output_tokens, reasoning_tokens, audio_input_tokens, audio_output_tokens, image_tokens, units, usage_source,
-        usage_raw, cost_usd, cost_source, provider_cost_usd, price_id, budget_ids, duration_ms, ttft_ms, upstream_ms,
-        overhead_ms, tool_calls_count, tool_calls, error_type, error_code, unparsed_events)
-    SELECT
-        id, posting_no, request_id, attempt, started_at, finished_at,
-        key_id, key_name, team, project, end_user, session, tags,
-        provider, dialect, endpoint, operation, requested_model, model, service_tier, stream, status, outcome,
-        upstream_request_id, input_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens,
-        output_tokens, reasoning_tokens, audio_input_tokens, audio_output_tokens, image_tokens, units, usage_source,
-        usage_raw, cost_usd, cost_source, provider_cost_usd, price_id, budget_ids, duration_ms, ttft_ms, upstream_ms,
-        overhead_ms, tool_calls_count, tool_calls, error_type, error_code, unparsed_events
+    INSERT INTO farebox.usage_entry ({{posting_columns}})
+    SELECT {{posting_columns}}
     FROM judged
     ON CONFLICT (id, posting_no) DO NOTHING
     RETURNING 1

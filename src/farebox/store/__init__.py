@@ -1,6 +1,7 @@
-"""Postgres, the truth: keys and the ledger's rows. The only package that talks to a database.
+"""Postgres, the truth: keys, the ledger's rows, prices, lists of models. The only package that talks to a database.
 
-`store` has the calls, `migrations` brings the schema up to date, `failures` says which errors pass by
+`store` has the connections, the events and the keys; `reports`, `corrections`, `prices` and `models` are
+calls over it; `migrations` brings the schema up to date, `failures` says which errors pass by
 themselves. The SQL is in `farebox/sql`.
 """
 

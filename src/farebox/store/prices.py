@@ -1,8 +1,8 @@
 """The price book in Postgres: lists of prices, each put whole and never changed.
 
 What a price means is `pricing`'s, which list to use and when to look again is `pricebook`'s. An
-entry that this version of farebox can't read (a newer one wrote it) is left out of a list, so that
-its model costs an unknown amount rather than a wrong one.
+entry that this version of farebox can't read (a newer one wrote it) stands in its list without rates,
+so that its model costs an unknown amount, and not what another entry that its name may mean costs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from farebox.pricing import Price
+from farebox.pricing import Match, Price
 from farebox.store.store import Store
 
 PUBLISHED = "published"
@@ -26,6 +26,16 @@ CONFIG = "config:"
 Source = Literal["shipped", "sync", "config"]
 
 _ENTRY = msgspec.json.Decoder(Price)
+
+
+class _Outline(msgspec.Struct):
+    """As much of an entry as says what it is for, whatever else is in it."""
+
+    match: Match
+    since: date | None = None
+
+
+_OUTLINE = msgspec.json.Decoder(_Outline)
 
 
 class PriceList(msgspec.Struct, frozen=True):
@@ -74,24 +84,37 @@ class PriceLists:
         return rows[0]["revision"] if rows else None
 
     async def load(self, revision: int) -> tuple[list[Price], list[str]]:
-        """The prices of a list in the order in which they were put, and the ids of those that can't be read."""
-        rows = [(row["id"], row["entry"]) for row in await self._store.fetch("load_price_list", revision)]
+        """The prices of a list in the order in which they were put, and the ids of those that can't be read.
+
+        These stand among the prices without rates.
+        """
+        rows = [tuple(row.values()) for row in await self._store.fetch("load_price_list", revision)]
         # In a thread: a list comes while calls are served, and takes longer to read than any of them may wait.
         return await asyncio.to_thread(_read, rows)
 
 
-def _read(rows: Iterable[tuple[str, str]]) -> tuple[list[Price], list[str]]:
+def _read(rows: Iterable[tuple[str, str, str, str]]) -> tuple[list[Price], list[str]]:
     prices: list[Price] = []
     unread: list[str] = []
-    for id, entry in rows:
+    for id, book, model, entry in rows:
         try:
             price = _ENTRY.decode(entry)
         except msgspec.MsgspecError:
             unread.append(id)
-            continue
+            price = _unpriced(book, model, entry)
         # The entry may be older than the list, and ranked otherwise when it came.
         prices.append(msgspec.structs.replace(price, id=id, rank=len(prices)))
     return prices, unread
+
+
+def _unpriced(book: str, model: str, entry: str) -> Price:
+    """What stands for an entry that can't be read: the same names, or at least the model's own, and no rates."""
+    try:
+        outline = _OUTLINE.decode(entry)
+    except msgspec.MsgspecError:
+        outline = _Outline(Match())
+    match = outline.match if outline.match != Match() else Match(equals=(model,))
+    return Price(book=book, model=model, match=match, periods=(), since=outline.since)
 
 
 def in_order(prices: Iterable[Price]) -> list[Price]:

@@ -3,13 +3,15 @@
 All of it reads the view `farebox.usage`, so corrections are folded in. Nothing of a request becomes
 part of a statement: groupings are values that the SQL compares with the names it knows. Each call
 is one statement or one short read-only transaction; a long export is many pages, and between two of
-them no connection is held, so a slow reader costs the pool nothing.
+them no connection is held, so a slow reader costs the pool nothing. Half of the pool is never taken:
+rows are stored and keys looked up while reports over millions of rows take their time.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -19,6 +21,7 @@ import msgspec
 
 from farebox.errors import BadRequest
 from farebox.records import UsageRow
+from farebox.store.failures import StoreUnavailable
 from farebox.store.usage import ANY, UsageFilter
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ GROUPS_LIMIT = 100_000
 """Groups in any answer; they are held in memory. What is past that is counted in the total only."""
 PAGE_ROWS = 1000
 """Rows fetched at a time: some 3 MB at most usual sizes, 20 MB if every row has a large `usage_raw`."""
+_TURN_S = 30.0
+"""How long a report waits for others to be done; then it is refused."""
 _TAG_CHARS_MAX = 64
 _GROUPS_A_TURN = 200
 """Groups read in one go: a few milliseconds in which nothing else is served."""
@@ -137,13 +142,14 @@ class Reports:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._turns = asyncio.Semaphore(max(1, store.pool_size_max // 2))
 
     async def page(
         self, where: UsageFilter = ANY, *, after: Place | None = None, rows_max: int = 100
     ) -> tuple[list[ReportRow], Place | None]:
         """At most `rows_max` rows (and at most PAGE_ROWS), newest first, and where the next page starts."""
         rows_max = max(1, min(rows_max, PAGE_ROWS))
-        found = await self._store.fetch("report_rows", *where.values(), *(after or (None, None)), rows_max + 1)
+        found = await self._fetch("report_rows", *where.values(), *(after or (None, None)), rows_max + 1)
         rows = [_row(record) for record in found[:rows_max]]
         return rows, (rows[-1]["started_at"], rows[-1]["id"]) if len(found) > rows_max else None
 
@@ -171,13 +177,13 @@ class Reports:
 
     async def count(self, where: UsageFilter = ANY) -> int:
         """How many rows match."""
-        [row] = await self._store.fetch("report_count", *where.values())
+        [row] = await self._fetch("report_count", *where.values())
         calls: int = row["calls"]
         return calls
 
     async def spend(self, where: UsageFilter = ANY) -> Sums:
         """Calls, tokens, cost and errors alone, which is several times quicker than `sums`."""
-        [row] = await self._store.fetch("report_spend", *where.values())
+        [row] = await self._fetch("report_spend", *where.values())
         return Sums(**dict(row))
 
     async def sums(
@@ -189,6 +195,7 @@ class Reports:
         asked = [*by, *([None] * (GROUPINGS_MAX - len(by)))]
         statement = self._store.sql["report_sums"]
         async with (
+            self._turn(),
             self._store.connection() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
@@ -206,18 +213,34 @@ class Reports:
 
     async def tools(self, where: UsageFilter = ANY) -> list[Tool]:
         """Tools by name, the most called first, at most GROUPS_MAX."""
-        return [Tool(**dict(row)) for row in await self._store.fetch("report_tools", *where.values(), GROUPS_MAX)]
+        return [Tool(**dict(row)) for row in await self._fetch("report_tools", *where.values(), GROUPS_MAX)]
 
     async def sessions(
         self, where: UsageFilter = ANY, *, after: tuple[datetime, str] | None = None, rows_max: int = 100
     ) -> tuple[list[Session], tuple[datetime, str] | None]:
         """Sessions, the last seen first, summed over the rows that match; and where the next page starts."""
         rows_max = max(1, min(rows_max, PAGE_ROWS))
-        found = await self._store.fetch("report_sessions", *where.values(), *(after or (None, None)), rows_max + 1)
+        found = await self._fetch("report_sessions", *where.values(), *(after or (None, None)), rows_max + 1)
         page = found[:rows_max]
         return [_session(record) for record in page], (
             (page[-1]["last_at"], page[-1]["session"]) if len(found) > rows_max else None
         )
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(_TURN_S):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise StoreUnavailable("other reports take all the time there is; ask again later") from None
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    async def _fetch(self, query: str, *args: object) -> list[Record]:
+        async with self._turn():
+            return await self._store.fetch(query, *args)
 
 
 def read_groupings(texts: Sequence[str]) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class Store:
     ) -> None:
         self._dsn = dsn
         self._place = place_of(dsn)
-        self._pool_size_max = pool_size_max
+        self.pool_size_max = pool_size_max
         self._connect_timeout_s = connect_timeout_s
         self._statement_timeout_s = statement_timeout_s
         self._pool: asyncpg.Pool[Row] | None = None
@@ -80,7 +80,7 @@ class Store:
         pool: asyncpg.Pool[Row] = await asyncpg.create_pool(
             self._dsn,
             min_size=1,
-            max_size=self._pool_size_max,
+            max_size=self.pool_size_max,
             timeout=timeout_s,
             command_timeout=self._statement_timeout_s,
             # Prepared statements belong to a server connection, which a pooler changes between transactions.
