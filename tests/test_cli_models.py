@@ -91,6 +91,7 @@ async def test_what_is_shown_can_be_narrowed(cli: Cli, database: str, tmp_path: 
     settings(cli, database, tmp_path, fake)
     await cli.aside("models", "refresh", "--provider", "up")
     await cli.json("keys", "create", "all")
+    await cli.json("keys", "create", "gpts", "--model", "gpt-*")
     await cli.json("keys", "create", "none", "--model", "claude-*")
     await cli.json("keys", "create", "ended")
     await cli.json("keys", "revoke", "ended")
@@ -100,7 +101,8 @@ async def test_what_is_shown_can_be_narrowed(cli: Cli, database: str, tmp_path: 
 
     assert await ids("--provider", "up", "--model", "*tiny") == ["org/tiny"]
     assert await ids("--provider", "away") == []
-    assert await ids("--key", "all") == ["gpt-5"]
+    assert await ids("--key", "all") == ["gpt-5", "org/tiny"]
+    assert await ids("--key", "gpts") == ["gpt-5"]
     assert await ids("--key", "none") == []
     for words, message in (
         (("--key", "ended"), "the key 'ended' was revoked"),
@@ -137,7 +139,8 @@ async def test_a_running_farebox_takes_it_over(cli: Cli, database: str, tmp_path
         assert (await cli.aside("models", "refresh", "--provider", "up")).code == 0
         await eventually(lambda: farebox.app.models.shelf["up"].offers)
         answer = await farebox.call("/v1/models", method="GET")
-        assert [model["id"] for model in json.loads(answer.body)["data"]] == ["gpt-5"]
+        models = json.loads(answer.body)["data"]
+        assert [(model["id"], model["routed"]) for model in models] == [("gpt-5", True), ("org/tiny", False)]
     assert len(fake.requests) == 1
 
 

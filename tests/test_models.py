@@ -16,7 +16,7 @@ from msgspec import structs
 from farebox import paths
 from farebox.config import Config, Provider
 from farebox.errors import BadRequest, ModelNotAllowed
-from farebox.models import Known, Offer, Shelf, known_models, listed, sent_to, shapes
+from farebox.models import Known, Offer, Shelf, known_models, listed, offered, shapes
 from farebox.models.asking import Unreadable, ask, read
 from farebox.models.shelf import stock
 from farebox.pricing import Quote
@@ -263,14 +263,18 @@ SHELF = shelf_of(CONFIG)
 
 
 def test_the_list_is_what_the_routes_would_send_to_who_has_it() -> None:
-    """A model is listed once, by the provider its call would reach; unrouted ones, and ones sent elsewhere, are not."""
-    found = {offer.model.id: offer.provider for offer in listed(SHELF, CONFIG, ANYONE, LIST, {})}
+    """A model is listed once, by the provider its call would reach; one that no call reaches is said to be unrouted."""
+    found = {offer.model.id: (offer.provider, offer.routed) for offer in listed(SHELF, CONFIG, ANYONE, LIST, {})}
     assert found == {
-        "gpt-5": "openai",
-        "gpt-4o": "openai",
-        "shared": "openai",
-        "claude-opus": "claude",
-        "llama": "local",
+        "gpt-5": ("openai", True),
+        "gpt-4o": ("openai", True),
+        "shared": ("openai", True),
+        "lost-1": ("openai", False),
+        "claude-fake": ("openai", False),
+        "unrouted": ("openai", False),
+        "claude-opus": ("claude", True),
+        "llama": ("local", True),
+        "gpt-oss": ("local", False),
     }
 
 
@@ -280,7 +284,7 @@ def test_tags_decide_as_they_do_for_calls() -> None:
     dear = Caller(kind="virtual", tags={"tier": "dear"})
 
     def where(caller: Caller, tags: dict[str, str]) -> str:
-        offer = sent_to(SHELF, CONFIG, caller, LIST, tags, "shared")
+        offer = offered(SHELF, CONFIG, caller, LIST, tags, "shared")
         assert offer is not None
         return offer.provider
 
@@ -295,9 +299,10 @@ def test_tags_decide_as_they_do_for_calls() -> None:
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [
-        ({"models": ("gpt-*", "llama")}, ["gpt-5", "gpt-4o", "llama"]),
+        ({"models": ("gpt-*", "llama")}, ["gpt-5", "gpt-4o", "gpt-oss", "llama"]),
         ({"providers": ("local",)}, ["shared", "llama", "gpt-oss"]),
         ({"providers": ("claude", "local"), "models": ("*a*",)}, ["claude-opus", "shared", "llama"]),
+        ({"providers": ("openai",), "models": ("claude-*", "un*")}, ["claude-fake", "unrouted"]),
         ({"providers": ("gone",)}, []),
         ({"models": ("nothing",)}, []),
     ],
@@ -308,12 +313,34 @@ def test_a_key_sees_what_it_may_use(limits: dict[str, Any], expected: list[str])
     assert sorted(ids(listed(SHELF, CONFIG, caller, LIST, {}))) == sorted(expected)
 
 
+def test_behind_a_provider_that_gave_no_list_the_next_one_counts() -> None:
+    """A second provider counts while the first was never heard; then what only the second has is unrouted."""
+    config = config_of("""
+providers:
+  one: {dialect: openai, base_url: "http://127.0.0.1:1/v1"}
+  two: {dialect: openai, base_url: "http://127.0.0.1:2/v1"}
+routes:
+  - {match: {}, to: [one, two]}
+""")
+
+    def where(first: ModelList | None, known: Known) -> dict[str, str]:
+        one, two = config.providers.values()
+        shelf = {"one": stock(one, first, known), "two": stock(two, held("two", ["a", "b"]), Known())}
+        found = listed(shelf, config, ANYONE, LIST, {})
+        return {offer.model.id: offer.provider if offer.routed else f"/p/{offer.provider}" for offer in found}
+
+    assert where(None, Known()) == {"a": "two", "b": "two"}
+    assert where(held("one", None, error="connect"), Known((Model(id="a"),))) == {"a": "one", "b": "two"}
+    assert where(held("one", ["a"], error="connect"), Known()) == {"a": "one", "b": "/p/two"}
+    assert where(held("one", []), Known()) == {"a": "/p/two", "b": "/p/two"}
+
+
 def test_an_entry_is_in_the_list_or_it_is_not() -> None:
     """One model asked for by id is found exactly where the list has it."""
     for caller in (ANYONE, Caller(kind="virtual", models=("gpt-*",)), Caller(kind="virtual", providers=("local",))):
         whole = set(ids(listed(SHELF, CONFIG, caller, LIST, {})))
         every = {id for have in HAVE.values() for id in have} | {"none", ""}
-        assert {id for id in every if sent_to(SHELF, CONFIG, caller, LIST, {}, id) is not None} == whole
+        assert {id for id in every if offered(SHELF, CONFIG, caller, LIST, {}, id) is not None} == whole
 
 
 def test_a_provider_that_was_never_heard_is_stood_in_for() -> None:
@@ -369,6 +396,7 @@ def test_openais_shape_with_exact_prices() -> None:
         "created": 7,
         "owned_by": "system",
         "provider": "openai",
+        "routed": True,
         "context_length": 400_000,
         "max_output_tokens": 128_000,
         "pricing": {

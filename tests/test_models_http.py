@@ -452,9 +452,10 @@ async def test_openais_sdk_lists_and_retrieves(house: House, flavour: Flavour) -
         slashed = await sdk.call(sdk.client.models.retrieve, "org/model:free")
         with pytest.raises(openai.NotFoundError) as caught:
             await sdk.call(sdk.client.models.retrieve, "gpt-6")
-    assert [model.id for model in page.data] == ["gpt-5", "gpt-4o", "org/model:free", *CLAUDE]
+    assert [model.id for model in page.data] == [*GPT, *CLAUDE]
     assert {model.object for model in page.data} == {"model"}
-    assert [model.provider for model in page.data] == ["gpt"] * 3 + ["claude"] * 3
+    assert [model.provider for model in page.data] == ["gpt"] * 5 + ["claude"] * 3
+    assert [model.id for model in page.data if not model.routed] == ["secret-1", "claude-not-here"]
     assert (one.id, one.created, one.owned_by, slashed.id) == ("gpt-5", 1686935002, "system", "org/model:free")
     assert one.pricing == {**one.pricing, "input_usd_per_mtok": "1.25", "output_usd_per_mtok": "10"}
     assert (one.source, slashed.pricing) == ("provider", None)
@@ -469,15 +470,15 @@ async def test_anthropics_sdk_lists_and_retrieves(house: House, flavour: Flavour
     """Anthropic's SDK gets Anthropic's shape, page by page, and its own error for a model that is not there."""
     desk = await house.farebox.with_key(f"anthropic-{flavour}", models=["claude-*", "gpt-5"])
     async with anthropic_sdk(desk.app.base_url, desk.key, flavour, max_retries=0) as sdk:
-        page = await sdk.call(sdk.client.models.list, limit=2)
-        rest = await sdk.call(sdk.client.models.list, limit=2, after_id=page.last_id)
-        back = await sdk.call(sdk.client.models.list, limit=2, before_id=rest.first_id)
+        page = await sdk.call(sdk.client.models.list, limit=3)
+        rest = await sdk.call(sdk.client.models.list, limit=3, after_id=page.last_id)
+        back = await sdk.call(sdk.client.models.list, limit=3, before_id=rest.first_id)
         one = await sdk.call(sdk.client.models.retrieve, "claude-opus-4-5")
         with pytest.raises(anthropic.NotFoundError) as caught:
             await sdk.call(sdk.client.models.retrieve, "gpt-4o")
         with pytest.raises(anthropic.BadRequestError):
             await sdk.call(sdk.client.models.list, limit=0)
-    assert [model.id for model in page.data] == ["gpt-5", "claude-opus-4-5"]
+    assert [model.id for model in page.data] == ["gpt-5", "claude-not-here", "claude-opus-4-5"]
     assert (page.has_more, page.first_id, page.last_id) == (True, "gpt-5", "claude-opus-4-5")
     assert ([model.id for model in rest.data], rest.has_more) == (["claude-haiku-4-5", "claude-sonnet-4-5"], False)
     assert [model.id for model in back.data] == [model.id for model in page.data]
@@ -492,7 +493,7 @@ async def test_anthropics_sdk_pages_through_everything_by_itself(house: House) -
     desk = await house.farebox.with_key("pages")
     async with anthropic.AsyncAnthropic(base_url=desk.app.base_url, api_key=desk.key) as client:
         found = [model.id async for model in client.models.list(limit=1)]
-    assert found == ["gpt-5", "gpt-4o", "org/model:free", *CLAUDE]
+    assert found == [*GPT, *CLAUDE]
 
 
 @module_loop

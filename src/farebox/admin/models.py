@@ -29,7 +29,7 @@ class ModelsApi:
     async def _list(self, _: BaseRequest, __: str, query: Query) -> tuple[int, Any]:
         check_known(query, _PARAMETERS)
         catalogue, now = self._catalogue, self._now()
-        routed = await catalogue.listing(overview.ANYONE, catalogue.config, overview.target(), {})
+        listed = await catalogue.listing(overview.ANYONE, catalogue.config, overview.target(), {})
         shelf = catalogue.shelf
-        found = overview.rows(shelf, routed, now, provider=query.get("provider"), model=query.get("model"))
+        found = overview.rows(shelf, listed, now, provider=query.get("provider"), model=query.get("model"))
         return 200, {"data": list(found), "providers": shapes.providers(shelf, now)}

@@ -80,9 +80,9 @@ async def _list(args: argparse.Namespace) -> None:
         pricer = Pricer(book, config.providers)
         shelf = await read_shelf(config, ModelLists(store), pricer, known_models(demo.MODEL), now)
         caller = await _caller(store, args.key) if args.key is not None else overview.ANYONE
-    routed = list(listed(shelf, config, caller, overview.target(), {}))
+    shown = list(listed(shelf, config, caller, overview.target(), {}))
     everything = args.key is None
-    rows = list(overview.rows(shelf, routed, now, everything=everything, provider=args.provider, model=args.model))
+    rows = list(overview.rows(shelf, shown, now, everything=everything, provider=args.provider, model=args.model))
     if args.format != "table":
         show(rows, overview.COLUMNS, args.format)
     else:

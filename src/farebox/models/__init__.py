@@ -11,7 +11,7 @@ from farebox.models.catalogue import Catalogue, read_shelf
 from farebox.models.fetch import FetchError, fetch
 from farebox.models.known import known_models
 from farebox.models.refresh import Outcome, Refresher, askable
-from farebox.models.shelf import Known, Offer, Shelf, Stock, listed, sent_to
+from farebox.models.shelf import Known, Offer, Shelf, Stock, listed, offered
 
 __all__ = [
     "Catalogue",
@@ -26,6 +26,6 @@ __all__ = [
     "fetch",
     "known_models",
     "listed",
+    "offered",
     "read_shelf",
-    "sent_to",
 ]

@@ -111,7 +111,7 @@ class Catalogue:
 
     def one(self, caller: Caller, config: Config, target: Target, tags: Mapping[str, str], id: str) -> Offer | None:
         """The entry `id` of that list; None when it has none."""
-        return shelf.sent_to(self._shelf, config, caller, target, tags, id)
+        return shelf.offered(self._shelf, config, caller, target, tags, id)
 
     @property
     def shelf(self) -> Shelf:
@@ -162,7 +162,7 @@ async def _view(
     """`shelf.listed`, with pauses: asking the routes for thousands of models takes a while."""
     found = []
     for number, id in enumerate(shelf.names(shelf_)):
-        offer = shelf.sent_to(shelf_, config, caller, target, tags, id)
+        offer = shelf.offered(shelf_, config, caller, target, tags, id)
         if offer is not None:
             found.append(offer)
         if number % _A_TURN == 0:

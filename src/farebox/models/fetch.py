@@ -53,7 +53,8 @@ async def _pages(upstream: Upstream, settings: Models) -> list[Model]:
         body = await _page(upstream, after, left)
         left -= len(body)
         try:
-            page = read(upstream.provider, body, settings.models_max)
+            # In a thread: a list comes while calls are served, and megabytes of it take longer than they may wait.
+            page = await asyncio.to_thread(read, upstream.provider, body, settings.models_max)
         except Unreadable:
             raise FetchError("unreadable") from None
         found |= {model.id: model for model in page.models}

@@ -25,20 +25,20 @@ def target() -> Target:
 
 def rows(
     shelf: Shelf,
-    routed: Sequence[Offer],
+    listed: Sequence[Offer],
     now: datetime,
     *,
     everything: bool = True,
     provider: str | None = None,
     model: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """A row for each model of each provider, or, without `everything`, for those that are `routed`.
+    """A row for each model of each provider, or, without `everything`, for those that are `listed`.
 
-    `routed`: what GET /v1/models lists, to `ANYONE` or to the key that it is about. `provider` is a
+    `listed`: what GET /v1/models lists, to `ANYONE` or to the key that it is about. `provider` is a
     name, `model` a glob.
     """
-    sent = {(offer.provider, offer.model.id) for offer in routed}
-    for offer in _every(shelf) if everything else routed:
+    sent = {(offer.provider, offer.model.id) for offer in listed if offer.routed}
+    for offer in _every(shelf) if everything else listed:
         if provider is not None and offer.provider != provider:
             continue
         if model is None or routing.allows((model,), offer.model.id):

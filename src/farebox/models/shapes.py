@@ -123,6 +123,7 @@ def providers(shelf: Shelf, now: datetime) -> list[Json]:
 def _more(offer: Offer, now: datetime) -> Json:
     return {
         "provider": offer.provider,
+        "routed": offer.routed,
         "context_length": offer.context_length,
         "max_output_tokens": offer.max_output_tokens,
         "pricing": _pricing(offer),

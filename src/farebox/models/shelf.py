@@ -1,18 +1,18 @@
 """What there is and who gets to see it: the lists of all providers, merged as the routes would send calls.
 
 Values in, values out. A `Shelf` is made from what is stored and what is known without asking; `listed`
-asks `routing` about each model, so that a list never promises what a call would not get.
+asks `routing` about each model: whose offer a call would get, or that only `/p/PROVIDER` leads to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from farebox import routing
+from farebox import paths, routing
 from farebox.config import Config, Provider
 from farebox.errors import Refusal
 from farebox.paths import Target
@@ -46,6 +46,8 @@ class Offer:
     max_output_tokens: int | None
     quote: Quote | None
     """What it costs; None: not known."""
+    routed: bool = True
+    """Whether a call for this model gets here by the routes; if not, only `/p/PROVIDER` leads here."""
 
     def age_s(self, now: datetime) -> int | None:
         """Seconds since this was known to be true; None where it does not age."""
@@ -97,9 +99,9 @@ def stock(
 
 
 def listed(shelf: Shelf, config: Config, caller: Caller, target: Target, tags: Mapping[str, str]) -> Iterator[Offer]:
-    """What `caller` may use and would get, each model once: the offer of the provider it would be sent to."""
+    """What `caller` may use, each model once: the offer of the provider it would be sent to, else anybody's."""
     for id in names(shelf):
-        offer = sent_to(shelf, config, caller, target, tags, id)
+        offer = offered(shelf, config, caller, target, tags, id)
         if offer is not None:
             yield offer
 
@@ -109,18 +111,40 @@ def names(shelf: Shelf) -> Iterator[str]:
     return iter(dict.fromkeys(id for stock in shelf.values() for id in stock.offers))
 
 
-def sent_to(
+def offered(
     shelf: Shelf, config: Config, caller: Caller, target: Target, tags: Mapping[str, str], id: str
 ) -> Offer | None:
-    """The offer of the provider that a call for model `id` would be sent to; None where it would be refused,
-    or the provider does not have it.
+    """The offer of the provider that a call for model `id` would be sent to; where that one does not have it, or no
+    rule is for the call, the first that `caller` may address by name. None where nobody is left."""
+    return _sent_to(shelf, config, caller, target, tags, id) or _addressed(shelf, config, caller, id)
 
-    Only the first provider of a route counts: the others are for when it can't be reached, and one that
-    does not know a model does answer.
+
+def _sent_to(
+    shelf: Shelf, config: Config, caller: Caller, target: Target, tags: Mapping[str, str], id: str
+) -> Offer | None:
+    """The others of a route are for when the one before can't be reached, and one that does not know a model
+    does answer. So they count only behind one that never gave a list, of which nobody knows that.
     """
     try:
         route = routing.choose(config, caller, target, id, tags)
     except Refusal:
         return None
-    there = shelf.get(route.providers[0].name)
-    return there.offers.get(id) if there is not None else None
+    for provider in route.providers:
+        there = shelf.get(provider.name)
+        if there is None:
+            continue
+        if id in there.offers or there.source == "provider":
+            return there.offers.get(id)
+    return None
+
+
+def _addressed(shelf: Shelf, config: Config, caller: Caller, id: str) -> Offer | None:
+    for name, there in shelf.items():
+        if id not in there.offers:
+            continue
+        try:
+            routing.choose(config, caller, paths.parse("GET", f"/p/{name}/models"), id, {})
+        except Refusal:
+            continue
+        return replace(there.offers[id], routed=False)
+    return None
