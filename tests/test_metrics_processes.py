@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from farebox.config import Metrics as Settings
 from farebox.errors import FareboxError
-from farebox.metrics import prepare
+from farebox.metrics import open_storage, prepare
 from support.counting import CountingWorker
 from support.events import event
 from support.scrape import Exposition, Waiting, World, shown, worker
@@ -118,6 +120,26 @@ def test_a_name_that_another_worker_knows_is_known(folder: Path) -> None:
     assert shown(first).sum("farebox_requests_total", model="gpt") == 2
 
 
+def test_whoever_is_asked_tells_the_same_to_the_last_digit(folder: Path) -> None:
+    """Amounts add up to the same whatever order a worker has the others in: a counter never goes down by a digit."""
+    workers = [worker(folder, slot) for slot in range(4)]
+    for one, cost in zip(workers, ("0.1", "0.2", "0.3", "0.7"), strict=True):
+        one.observe(event(model="gpt", status=200, cost_usd=Decimal(cost), duration_ms=float(cost) * 1000))
+    told = {
+        (seen.sum("farebox_cost_usd_total"), seen.sum("farebox_request_duration_seconds_sum"))
+        for seen in map(shown, workers)
+    }
+    assert told == {(1.3, 1.3)}
+
+
+def test_a_sum_beyond_all_bounds_is_shown_as_such(folder: Path) -> None:
+    """Two workers' amounts that no float holds together do not end the scrape."""
+    workers = [worker(folder, slot) for slot in range(2)]
+    for one in workers:
+        one.observe(event(model="gpt", status=200, cost_usd=Decimal("1.5e308")))
+    assert shown(workers[0]).sum("farebox_cost_usd_total") == float("inf")
+
+
 def test_gauges_are_of_the_workers_that_are(folder: Path) -> None:
     """Backlogs add up, of ages the oldest counts, and a replacement does not inherit what its predecessor held."""
     worlds = [World(), World()]
@@ -203,6 +225,17 @@ def test_two_fareboxes_do_not_share_a_folder(folder: Path) -> None:
     with pytest.raises(FareboxError, match=r"another farebox keeps its metrics in .*data_dir"), prepare(folder):
         pass
     assert shown(worker(folder, 1)).sum("farebox_requests_total") == 1
+
+
+def test_a_folder_that_takes_no_values_is_a_clear_error(tmp_path: Path) -> None:
+    """A worker that finds no place for its values says which folder it is and why, and leaves no descriptor open."""
+    before = len(os.listdir("/dev/fd"))
+    with pytest.raises(FareboxError, match=r"metrics can't be kept in .*nowhere: No such file"):
+        open_storage(Settings(), tmp_path / "nowhere", 0)
+    (tmp_path / "new-values-0").mkdir()
+    with pytest.raises(FareboxError, match=r"metrics can't be kept in .*: Is a directory"):
+        open_storage(Settings(), tmp_path, 0)
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_the_files_are_nobody_elses_business(folder: Path) -> None:

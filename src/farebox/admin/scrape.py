@@ -16,21 +16,20 @@ from farebox.metrics import CONTENT_TYPE, Metrics
 from farebox.server import Reply, respond
 
 PATH = "/metrics"
-_GZIP_BYTES_MIN = 1_024
 _GZIP_LEVEL = 1
 
 
 class Scrape:
     """Answers `GET /metrics`; with a token only to who says it, without one on loopback only to loopback names.
 
-    The text is written a piece at a time, so that calls go on meanwhile, and once for all who ask
-    at the same time: strangers can't keep the process busy with more than one.
+    The text is written a piece at a time, so that calls go on meanwhile, and written and compressed
+    once for all who ask at the same time: strangers can't keep the process busy with more than one.
     """
 
     def __init__(self, metrics: Metrics, config: Config) -> None:
         self._metrics = metrics
         self.config = config
-        self._writing: asyncio.Task[bytes] | None = None
+        self._writing: asyncio.Task[tuple[bytes, bytes]] | None = None
 
     async def answer(self, request: BaseRequest) -> Reply:
         """One scrape. Raises `MethodNotAllowed`, `InvalidKey`, `Forbidden`."""
@@ -39,11 +38,10 @@ class Scrape:
         self._check(request)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write(), name="metrics")
-        body = await asyncio.shield(self._writing)
+        body, packed = await asyncio.shield(self._writing)
         headers = [(b"Cache-Control", b"no-store"), (b"Vary", b"Accept-Encoding")]
-        if len(body) >= _GZIP_BYTES_MIN and _takes_gzip(request):
-            # zlib lets go of the interpreter while it works.
-            body = await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL)
+        if _takes_gzip(request):
+            body = packed
             headers.append((b"Content-Encoding", b"gzip"))
         return respond(request, 200, body, content_type=CONTENT_TYPE, headers=headers)
 
@@ -59,12 +57,15 @@ class Scrape:
         if scheme.lower() != "bearer" or not hmac.compare_digest(said, token.encode()):
             raise InvalidKey(f"{PATH} takes `Authorization: Bearer TOKEN`, the metrics.token of the config.")
 
-    async def _write(self) -> bytes:
+    async def _write(self) -> tuple[bytes, bytes]:
+        """The text, plain and in gzip."""
         pieces: list[bytes] = []
         for piece in self._metrics.pieces():
             pieces.append(piece)
             await asyncio.sleep(0)
-        return b"".join(pieces)
+        body = b"".join(pieces)
+        # zlib lets go of the interpreter while it works.
+        return body, await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL)
 
 
 def _takes_gzip(request: BaseRequest) -> bool:

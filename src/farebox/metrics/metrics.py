@@ -269,7 +269,7 @@ class Metrics:
 
         def values_of(series: Series) -> list[float]:
             start, end = series.start, series.start + series.width
-            merge = max if series.family in largest else sum
+            merge = max if series.family in largest else text.total
             if series.width == 1:
                 return [merge([values[start] for values in workers])]
             return [merge(column) for column in zip(*[values[start:end] for values in workers], strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from farebox.metrics.families import Family
@@ -40,6 +40,19 @@ def write(
                 yield "".join(lines).encode()
                 lines.clear()
     yield "".join(lines).encode()
+
+
+def total(values: Iterable[float]) -> float:
+    """The sum, the same in whatever order the values come.
+
+    A plain sum of the same workers' values differs in its last digit from one worker's order to
+    another's, and a counter that goes down by a digit has for Prometheus begun anew, at all of it.
+    """
+    values = tuple(values)
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return math.inf
 
 
 def _histogram(name: str, pairs: str, bounds: Sequence[str], values: Sequence[float]) -> Iterator[str]:
