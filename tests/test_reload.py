@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from farebox import logs
-from farebox.config import Config, ConfigError, carry_over
+from farebox.config import Config, ConfigError, Provider, carry_over
+from farebox.demo import DemoProvider
 from farebox.errors import FareboxError
+from farebox.generations import Generations
 from farebox.reload import Result, Voice, Watch
 from farebox.source import BUILT_IN, ConfigFile, Source, load_source
+from farebox.upstream import Upstream
 from support.app import ADMIN_TOKEN, Farebox, config_of, running, settings_of
 from support.http import RawClient, call
 from support.process import installed, until
@@ -399,8 +403,31 @@ async def test_a_provider_that_stays_keeps_its_connections(database: str, tmp_pa
         assert a.requests[-1].header("authorization") == "Bearer sk-another-key"
 
 
-async def test_the_demo_provider_comes_and_goes(database: str, tmp_path: Path) -> None:
-    """With the first provider the demo ends, when its last call is over; without any it answers again."""
+async def test_a_file_of_certificates_is_read_again_with_every_config() -> None:
+    """The client of a provider with a `tls_ca_file` is another one after a reload; one without keeps its own."""
+    made: list[str] = []
+
+    class Client(Upstream):
+        def __init__(self, provider: Provider) -> None:
+            super().__init__(replace(provider, tls_ca_file=None))
+            self.provider = provider
+            made.append(provider.name)
+
+    def config() -> Config:
+        plain = provider_at("https://localhost:1/v1")
+        return config_of({"providers": {"plain": plain, "private": {**plain, "tls_ca_file": "/somewhere/ca.pem"}}})
+
+    generations = Generations(lambda: DemoProvider(len), Client)
+    try:
+        await generations.make(config())
+        await generations.make(config())
+    finally:
+        await generations.close()
+    assert made == ["plain", "private", "private"]
+
+
+async def test_the_demo_provider_ends_and_does_not_come_back(database: str, tmp_path: Path) -> None:
+    """With the first provider the demo ends, when its last call is over; a config without any is not taken then."""
     async with FakeProvider(well_behaved) as provider, running(settings_of(database, tmp_path, {})) as farebox:
         none = farebox.app.config
         assert farebox.app.demo
@@ -429,9 +456,11 @@ async def test_the_demo_provider_comes_and_goes(database: str, tmp_path: Path) -
         async with asyncio.timeout(10):
             while not await ended():
                 await asyncio.sleep(0.01)
-        await farebox.app.reload(config_of(settings_of(database, tmp_path, {})))
-        assert farebox.app.demo
-        assert b"farebox demo" in (await ask(farebox.port, farebox.key, "farebox-demo", stream=False)).body
+        with pytest.raises(FareboxError, match="no provider would be left"):
+            await farebox.app.reload(config_of(settings_of(database, tmp_path, {})))
+        assert not farebox.app.demo
+        await ask(farebox.port, farebox.key, "m-1", stream=False)
+        assert len(provider.requests) == 2
 
 
 async def test_a_client_that_can_not_be_made_changes_nothing(database: str, tmp_path: Path) -> None:

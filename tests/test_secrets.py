@@ -21,7 +21,10 @@ import asyncpg
 import pytest
 
 from farebox import keys
+from farebox.config import Config
 from farebox.embedded_postgres import running_dsn
+from farebox.errors import FareboxError
+from farebox.foundation import admin_token
 from support.http import Answer, RawClient, call
 from support.process import FareboxProcess, StartFailed, installed
 from support.provider import FakeProvider, Received, Wire, plain, stream
@@ -500,6 +503,17 @@ async def test_what_is_left_on_disk_is_the_owners_alone(tmp_path: Path) -> None:
     assert (tmp_path / "data" / "admin-token").stat().st_mode & 0o177 == 0
     assert found((token,), process.output) == []
     assert [name for name, data in files_of(tmp_path / "data").items() if token.encode() in data] == []
+
+
+def test_an_admin_token_that_is_empty_opens_nothing(tmp_path: Path) -> None:
+    """A token file left empty by a full disk is no token: farebox does not start with it, and says what to do."""
+    path = tmp_path / "admin-token"
+    path.write_text("\n")
+    with pytest.raises(FareboxError, match=r"admin-token is empty\. Remove it"):
+        admin_token(Config(), tmp_path)
+    path.unlink()
+    token, made = admin_token(Config(), tmp_path)
+    assert made == path and len(token) > 32 and admin_token(Config(), tmp_path) == (token, path)
 
 
 def test_the_places_are_distinct() -> None:

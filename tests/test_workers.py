@@ -347,6 +347,8 @@ async def test_workers_do_not_outlive_their_supervisor(database: str, tmp_path: 
         os.kill(process.pid, signal.SIGKILL)
         await traffic.end()
         await all_gone(pids)
+        # Not by the bound after which an orphan ends whatever it does.
+        await until(lambda: len(process.log("stopped")) == 2, "both workers say that they stopped")
         process = await farebox.start()
         rows = await until_stored(database, set(traffic.seen))
         assert check_rows(rows, traffic, clients=6, rounds=1)["complete"] == len(traffic.seen), "calls could finish"
@@ -473,6 +475,30 @@ async def test_a_worker_that_hangs_does_not_keep_the_others_from_a_new_config(da
             process.signal(signal.SIGHUP)
             for what in ("config reloaded", "a worker took the place"):
                 await until(lambda n=number, w=what: len(process.log(w)) == n, what, timeout_s=60)  # type: ignore[misc]
+        for pid in worker_pids(process.pid):
+            with only(process, pid):
+                assert await answers(process, farebox.key, f"m-{pid}") == 200
+        assert (len(one.requests), len(two.requests)) == (0, 2)
+        assert await process.stop() == 0
+
+
+@pytest.mark.long
+async def test_a_worker_that_comes_while_another_is_told_has_the_new_config(database: str, tmp_path: Path) -> None:
+    """A worker started with the old config, ready before any other has taken the new one, is told of it as well."""
+    async with (
+        FakeProvider(well_behaved) as one,
+        FakeProvider(well_behaved) as two,
+        installed(tmp_path, workers_of(2, tmp_path, one.base_url, database)) as farebox,
+    ):
+        process = await farebox.start()
+        [slow, other] = worker_pids(process.pid)
+        farebox.write(workers_of(2, tmp_path, two.base_url, database))
+        os.kill(slow, signal.SIGSTOP)
+        os.kill(other, signal.SIGKILL)
+        process.signal(signal.SIGHUP)
+        await process.says("a worker took the place")
+        os.kill(slow, signal.SIGCONT)
+        await process.says("config reloaded")
         for pid in worker_pids(process.pid):
             with only(process, pid):
                 assert await answers(process, farebox.key, f"m-{pid}") == 200

@@ -27,6 +27,7 @@ from farebox.config import Config, carry_over
 from farebox.database import open_store
 from farebox.demo import MODEL as DEMO_MODEL
 from farebox.demo import DemoProvider
+from farebox.errors import FareboxError
 from farebox.estimator import Estimator
 from farebox.generations import DEMO_ANSWERS, Generations
 from farebox.journal import Journal
@@ -108,37 +109,11 @@ class App:
             self._log.warning(DEMO_ANSWERS)
         self.prices = await self._open_prices(config, store)
         self.models = await self._open_models(config, store)
-        self.proxy = Proxy(
-            self._snapshot,
-            identify=self.keyring.identify,
-            begin=self.ledger.begin,
-            record=self._record,
-            estimate=estimator,
-            price=self.prices.price,
-            answer_models=partial(answer, self.models),
-            clock=self.clock,
-        )
-        self.admin = Admin(
-            config,
-            token=admin_token,
-            store=store,
-            metrics=self.metrics,
-            models=self.models,
-            tokens=counter,
-            pricer=lambda: self.prices.pricer,
-            key_changed=self.keyring.apply,
-            journal_ready=lambda: self.ledger.writable,
-            now=self.clock.now,
-        )
-
-        async def handle(request: BaseRequest) -> Reply:
-            if self.admin.serves(request.raw_path):
-                return await self.admin.handle(request)
-            return await self.proxy.handle(request)
-
+        self.proxy = self._make_proxy(estimator)
+        self.admin = self._make_admin(admin_token, store, counter)
         server = config.server
         self.server: Server = make_server(
-            handle,
+            self._handle,
             keepalive_timeout_s=server.keepalive_timeout_s,
             header_bytes_max=server.header_bytes_max,
             headers_max=server.headers_max,
@@ -152,16 +127,17 @@ class App:
     async def reload(self, config: Config) -> tuple[str, ...]:
         """Put `config` in force, whole and at once; the settings of it that wait for the next start.
 
-        Calls under way keep what they began with. Raises what making a provider's client raises; then
-        nothing has changed. One reload at a time.
+        Calls under way keep what they began with. Raises what making a provider's client raises, and
+        `FareboxError` for a config that takes the last provider away; then nothing has changed. One reload at a time.
         """
+        if not (config.providers or self.demo):
+            # Half a file may be a config too. An echo must not answer in place of a model.
+            raise FareboxError("no provider would be left; to go back to the demo provider, start farebox anew")
         config, waiting = carry_over(self.config, config)
         token, path = foundation.admin_token(config, foundation.data_folder(config))
         snapshot = await self._generations.make(config)
         # From here on nothing is awaited and nothing fails: no request sees half of it.
         new_warnings = [warning for warning in config.warnings if warning not in self.config.warnings]
-        if self._generations.has_demo(snapshot) and not self.demo:
-            new_warnings.append(DEMO_ANSWERS)
         self.config, self.admin_token_path = snapshot.config, path
         self.keyring.change(size=config.auth.key_cache_size, poll_s=config.auth.key_poll_s, stale_s=config.auth.stale_s)
         self.server.change(
@@ -201,6 +177,37 @@ class App:
     def demo(self) -> bool:
         """Whether the built-in demo provider answers."""
         return self._generations.has_demo(self._snapshot)
+
+    def _make_proxy(self, estimator: Estimator) -> Proxy:
+        return Proxy(
+            self._snapshot,
+            identify=self.keyring.identify,
+            begin=self.ledger.begin,
+            record=self._record,
+            estimate=estimator,
+            price=self.prices.price,
+            answer_models=partial(answer, self.models),
+            clock=self.clock,
+        )
+
+    def _make_admin(self, token: str, store: Store, counter: tokens.Tokens) -> Admin:
+        return Admin(
+            self.config,
+            token=token,
+            store=store,
+            metrics=self.metrics,
+            models=self.models,
+            tokens=counter,
+            pricer=lambda: self.prices.pricer,
+            key_changed=self.keyring.apply,
+            journal_ready=lambda: self.ledger.writable,
+            now=self.clock.now,
+        )
+
+    async def _handle(self, request: BaseRequest) -> Reply:
+        if self.admin.serves(request.raw_path):
+            return await self.admin.handle(request)
+        return await self.proxy.handle(request)
 
     async def _listen(self, listener: socket.socket) -> asyncio.Server | Accepting:
         backlog = self.config.server.backlog

@@ -38,18 +38,23 @@ def data_folder(config: Config) -> Path:
 
 
 def admin_token(config: Config, folder: Path) -> tuple[str, Path | None]:
-    """The control plane's token, and the file it is in unless the config gives it; made at the first start."""
+    """The control plane's token, and the file it is in unless the config gives it; made at the first start.
+
+    Raises `FareboxError` for a file without one.
+    """
     if config.server.admin_token:
         return config.server.admin_token, None
     path = folder / ADMIN_TOKEN_FILE
     try:
-        return path.read_text(encoding="ascii").strip(), path
+        token = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
-        pass
-    token = "fba-" + secrets.token_urlsafe(32)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        file.write(token + "\n")
+        token = "fba-" + secrets.token_urlsafe(32)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(token + "\n")
+    if not token:
+        # A full disk or a crash leaves it so, and an empty token would be said by anybody.
+        raise FareboxError(f"{path} is empty. Remove it: the next start makes another token.")
     return token, path
 
 

@@ -178,6 +178,13 @@ class Installation:
         """Run one command whose output nobody reads: the pipe is closed from the start."""
         reading, writing = os.pipe()
         os.close(reading)
+        return await self._run_into(writing, *arguments)
+
+    async def run_into_a_full_disk(self, *arguments: str) -> Ran:
+        """Run one command whose output finds no room."""
+        return await self._run_into(os.open("/dev/full", os.O_WRONLY), *arguments)
+
+    async def _run_into(self, writing: int, *arguments: str) -> Ran:
         try:
             process = await asyncio.create_subprocess_exec(
                 *self._command(*arguments),

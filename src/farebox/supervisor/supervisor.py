@@ -35,6 +35,8 @@ START_S = 60.0
 """How long a worker may take until it is ready; then it is killed. A long journal is read back meanwhile."""
 RELOAD_S = 30.0
 """How long a worker may take to put a config in force; then it is replaced."""
+_ROUNDS = 3
+"""How often it is looked who became ready, perhaps with the old config, while others were told of the new one."""
 FAILED_S = 2.0
 """How long a worker that could not start may take to end by itself, with the reason as its last words."""
 STOP_MARGIN_S = 15.0
@@ -108,24 +110,30 @@ class Supervisor:
         One worker tries it first: if that one can't, nothing changes and `FareboxError` says why.
         """
         config, waiting = carry_over(self.config, config)
-        for child in list(self._ready.values()):
-            try:
-                await child.reload(source, RELOAD_S)
-            except WorkerFailed as failed:
-                if source is not self._source and not isinstance(failed, WorkerSilent):
-                    raise
-                # It is the odd one out, or hangs: its successor begins with what is in force.
-                self._log.error("a worker did not take the new config and is replaced", reason=str(failed))
-                child.kill()
-            else:
-                # Before the others are told: one that starts meanwhile begins with it.
-                self._source = source
+        told: set[Child] = set()
+        for _ in range(_ROUNDS):
+            for child in [child for child in self._ready.values() if child not in told]:
+                told.add(child)
+                await self._tell(child, source)
         self._source = source
         for warning in _warnings(config):
             if warning not in _warnings(self.config):
                 self._log.warning(warning)
         self.config = config
         return waiting
+
+    async def _tell(self, child: Child, source: Source) -> None:
+        try:
+            await child.reload(source, RELOAD_S)
+        except WorkerFailed as failed:
+            if source is not self._source and not isinstance(failed, WorkerSilent):
+                raise
+            # It is the odd one out, or hangs: its successor begins with what is in force.
+            self._log.error("a worker did not take the new config and is replaced", reason=str(failed))
+            child.kill()
+        else:
+            # Before the others are told: one that starts meanwhile begins with it.
+            self._source = source
 
     def reloaded(self, result: str) -> None:
         """Have a reload counted, once for all."""
