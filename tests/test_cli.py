@@ -188,11 +188,14 @@ def test_init_writes_a_config_that_loads(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_init_takes_another_place(cli: Cli, tmp_path: Path) -> None:
-    """`farebox init PATH` writes there, and the commands it names read that file."""
+    """`farebox init PATH`, or `--config PATH`, writes there, and the commands it names read that file."""
     ran = cli("init", "mine.yaml")
     assert ran.code == 0
     assert "serve --config mine.yaml" in ran.output
     assert (tmp_path / "mine.yaml").exists()
+    assert "serve --config other.yaml" in cli("init", "--config", "other.yaml").output
+    assert (tmp_path / "other.yaml").read_text() == (tmp_path / "mine.yaml").read_text()
+    assert cli("init", "a.yaml", "--config", "b.yaml").code == 2
 
 
 def test_init_never_overwrites(cli: Cli, tmp_path: Path) -> None:
@@ -431,6 +434,17 @@ async def test_a_reader_that_has_had_enough(database: str, tmp_path: Path) -> No
             assert ran.errors in ("", "\n60 calls, unknown tokens, the newest 50 shown\n"), format
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+async def test_an_export_that_finds_no_room_is_a_failure(database: str, tmp_path: Path) -> None:
+    """On a full disk a report exits 1 and says why in one line."""
+    await put(database, events(60))
+    settings = {"server": {"admin_token": ADMIN_TOKEN}, "database": {"url": database}}
+    async with installed(tmp_path, settings) as farebox:
+        for options in (("--all", "--format", "csv"), ("--by", "day")):
+            ran = await farebox.run_into_a_full_disk("usage", *options)
+            assert (ran.code, ran.errors) == (1, "farebox: the output can't be written: No space left on device\n")
+
+
 # -- serve, and commands beside it ---------------------------------------------------------------
 
 
@@ -452,7 +466,10 @@ async def test_revocation_takes_hold_in_a_running_farebox(database: str, tmp_pat
 
 
 async def test_commands_join_a_running_embedded_database(tmp_path: Path) -> None:
-    """Beside a running farebox commands use its database; without one they start it and stop it again."""
+    """Beside a running farebox commands use its database; without one they start it and stop it again.
+
+    Where there is none they make one, and say where.
+    """
     with tempfile.TemporaryDirectory(prefix="farebox-test-cli-", dir=quick_disk()) as data:
         await beside_and_without_a_server(tmp_path, Path(data))
 
@@ -478,6 +495,13 @@ async def beside_and_without_a_server(tmp_path: Path, data: Path) -> None:
         assert [key["name"] for key in json.loads(listed.output)] == ["beside", "first"]
         assert json.loads((await farebox.run("usage", "--format", "json")).output) == rows
         assert await running_dsn(data) is None, "the command left its database running"
+
+        farebox.config.write_text(json.dumps({"database": {"data_dir": str(data / "elsewhere")}}))
+        first, second = await farebox.run("usage"), await farebox.run("usage")
+        assert (first.code, second.code) == (0, 0)
+        assert f"no database in {data / 'elsewhere'}; an empty one is made\n" in first.errors
+        assert second.errors == "no calls yet\n"
+        farebox.config.write_text(json.dumps({"server": {"port": 0}, "database": {"data_dir": str(data)}}))
 
         again = await farebox.start()
         assert again.first_key is None, "the first key is shown at the first start only"

@@ -302,6 +302,16 @@ async def test_an_empty_ledger_is_no_error(cli: Cli) -> None:
     ran = await cli.aside("usage", "--by", "key", "--format", "csv")
     assert ran.output.startswith("key,calls,input_tokens") and ran.output.count("\n") == 1
     assert (await cli.aside("usage", "--all", "--format", "csv")).output.count("\n") == 1
+    for argv in ((), ("--by", "key")):
+        assert (await cli.aside("usage", *argv)).errors == "no calls yet\n"
+
+
+async def test_options_that_leave_nothing_are_named(books: Cli) -> None:
+    """Where there are calls, an empty report says that none of them match, not that there are none."""
+    for argv in (("--key", "nobody"), ("--by", "day", "--model", "none")):
+        ran = await books.aside("usage", *argv)
+        assert (ran.code, ran.output, ran.errors) == (0, "", "no calls match these options\n"), argv
+    assert (await books.aside("sessions", "--key", "nobody")).errors == "no sessions match these options\n"
 
 
 # -- terminals -----------------------------------------------------------------------------------

@@ -208,6 +208,7 @@ def test_the_configs_prices_hold(cli: Cli, tmp_path: Path) -> None:
         (["--file", "missing"], 1, "missing can't be read"),
         (["--body", "list.json"], 2, "not a JSON object"),
         (["x", "--model", "a\nb"], 2, "on one line"),
+        (["x", "--provider", "nobody"], 2, "no provider 'nobody'"),
     ],
 )
 def test_bad_use_is_named(cli: Cli, tmp_path: Path, argv: list[str], code: int, named: str) -> None:
@@ -241,6 +242,7 @@ async def test_the_control_plane_counts_alike(database: str, tmp_path: Path, tok
         for body, query in ((b"[]", ""), (b"{}", ""), (b"{", ""), (json.dumps(CHAT).encode(), "?model=x")):
             status, refused = await post(body, query)
             assert (status, refused["error"]["code"]) == (400, "bad_request"), body
-        assert (await post(json.dumps(CHAT).encode(), "?provider=nobody"))[0] == 404
+        for body in (CHAT, {"text": TEXT}):
+            assert (await post(json.dumps(body).encode(), "?provider=nobody"))[0] == 404
         assert (await post(json.dumps(CHAT).encode(), key=farebox.key))[0] == 401
         assert await farebox.rows() == [], "nothing was sent anywhere"

@@ -114,6 +114,15 @@ async def test_sessions_are_filtered(books: Cli) -> None:
     assert await books.json("sessions", "--key", "nobody") == []
 
 
+async def test_how_many_sessions_is_said_once(books: Cli) -> None:
+    """`--limit` shows so many; beside `--all`, or below 1, it is bad use."""
+    assert len(await books.json("sessions", "--limit", "2")) == 2
+    for argv in (("--limit", "0"), ("--limit", "5", "--all")):
+        ran = await books.aside("sessions", *argv)
+        assert (ran.code, ran.output) == (2, ""), argv
+        assert "--limit takes a number" in ran.errors
+
+
 async def test_no_sessions_yet(cli: Cli, store: Store) -> None:
     """Calls without a session are in none: every format is empty, exit 0."""
     await store.insert_events([encode(event())])

@@ -221,6 +221,7 @@ def rendered(seen: Seen, width: int, rows_max: int = 20, *, help: bool = False) 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
 def test_a_frame_fits_its_terminal(width: int) -> None:
     """No line is wider than the terminal or wraps, no more rows than fit, and no name writes on the screen."""
+    assert len(rendered(seen_of(30, in_flight=None), width, 5, help=True).splitlines()) == 3 + 1 + 1 + 1 + 5 + 1 + 2
     text = rendered(seen_of(30), width, 5, help=True)
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
@@ -239,6 +240,8 @@ def test_a_frame_says_what_matters() -> None:
     unknown = rendered(Seen(at=NOW, by="key", in_flight=None, backlog=None, minute=None, hour=None, today=None), 100)
     assert "in flight -" in unknown and "today -" in unknown
     assert "no calls in the last hour" in unknown
+    assert "in flight: no numbers from a running farebox" in unknown
+    assert "no numbers" not in text
 
 
 # -- the command ---------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ meter reads along without ever touching them (`meter`, over `sse` and `dialects`
 frame, the usage frame that farebox itself caused with `splice`, which is taken out again. Whatever
 ends the attempt, exactly one `records.UsageEvent` says what it used (`accounting`, with `estimator`
 and `tokens` where the provider said nothing) and what it cost (`pricing`, by the book that
-`pricebook` has in force). It is in the journal before the client has its last
-bytes, and a drain carries it to Postgres (`store`), keyed by an id minted here, so that repeating
-is harmless and a crash loses nothing.
+`pricebook` has in force). It is in the journal before the client has its last bytes, counted by
+`metrics`, and carried to Postgres (`store`) by a drain, keyed by an id minted here, so that repeating
+is harmless and a crash loses nothing. `GET /v1/models` alone is answered from what is known (`models`).
 
 The floors, upper ones import lower ones only (checked in CI):
 
@@ -25,8 +25,9 @@ The floors, upper ones import lower ones only (checked in CI):
     pricebook      the prices in force, seeded and watched; repricing: what was costed wrong, corrected
     keys, ledger (over journal), upstream, store, embedded_postgres, server, estimator,
     metrics        one outside thing each
-    accounting, payload, pricing, meter, routing, splice, tokens, request, prompt, sse, codings,
-    jsontext, paths, config, dialects, errors, ids, records
+    logs           what may be said of anything that happens
+    accounting, payload, sizing, pricing, meter, routing, splice, tokens, request, prompt, sse, codings,
+    jsontext, csvtext, paths, config, dialects, errors, ids, records
                    pure: values in, values out; no I/O, no clock
 
 Postgres is the truth (keys, rows, prices). The journal holds what is not there yet. Memory holds caches

@@ -157,9 +157,9 @@ class Sizer:
     # -- who would answer ----------------------------------------------------------------------------
 
     def _seller(self, operation: Operation, model: str | None) -> _Seller | None:
+        names = self._providers(operation, model) if model is not None or self._provider is not None else []
         if model is None:
             return None
-        names = self._providers(operation, model)
         for name in names:
             quote = self._pricer.quote(name, model, self._at)
             if quote is not None:
@@ -167,7 +167,7 @@ class Sizer:
         # Where the config says who answers, another's price or limit would be a guess.
         return None if names else self._listed(model)
 
-    def _providers(self, operation: Operation, model: str) -> list[str]:
+    def _providers(self, operation: Operation, model: str | None) -> list[str]:
         prefix = "" if self._provider is None else f"/p/{self._provider}"
         target = paths.parse("POST", prefix + _PATHS[operation])
         try:

@@ -125,7 +125,7 @@ class Admin:
             if any(known == template for _, known in self._actions):
                 raise MethodNotAllowed(f"{request.method} is not a method of {API}{template}.")
             raise NotFound(_NOTHING)
-        return await action(request, item, dict(parse_qsl(query, keep_blank_values=True)))
+        return await action(request, item, _parameters(query))
 
     def _check_token(self, request: BaseRequest) -> None:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
@@ -167,6 +167,17 @@ class Admin:
         found = _found(record, item)
         self._key_changed([found])
         return forms.public(found)
+
+
+def _parameters(query: str) -> dict[str, str]:
+    """A query string, decoded. Of two filters of one name only one would count, so they are refused."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    parameters = dict(pairs)
+    if len(parameters) < len(pairs):
+        names = [name for name, _ in pairs]
+        name = next(name for name in names if names.count(name) > 1)[:100]
+        raise BadRequest(f"The parameter {name!r} is given more than once.", param=name)
+    return parameters
 
 
 def _template(path: str) -> tuple[str, str]:

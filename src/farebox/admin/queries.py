@@ -142,7 +142,7 @@ def read_session_cursor(query: Query) -> tuple[datetime, str] | None:
 
 def _number(query: Query, name: str, default: int, most: int) -> int:
     text = query.get(name, str(default))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:12]) <= most:
+    if not text.isascii() or not text.isdigit() or len(text) > 12 or not 1 <= int(text) <= most:
         raise BadRequest(f"{name} is a number from 1 to {most:,}.", param=name)
     return int(text)
 

@@ -7,6 +7,7 @@ else to standard error.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from farebox.cli import configs, keys, models, prices, serve, sessions, tokens, 
 from farebox.cli.common import version
 from farebox.config import ConfigError
 from farebox.errors import FareboxError
+
+_NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,10 +34,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `farebox usage | head`; the interpreter must not try to write the rest at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `farebox usage | head`
+        _write_no_more()
         return 0
+    except OSError as exc:
+        if exc.errno not in _NO_ROOM or exc.filename is not None:
+            raise
+        _write_no_more()
+        print(f"farebox: the output can't be written: {exc.strerror}", file=sys.stderr)
+        return 1
     return code
+
+
+def _write_no_more() -> None:
+    """The interpreter must not try to write the rest at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:

@@ -96,9 +96,17 @@ async def store_of(args: argparse.Namespace) -> AsyncIterator[Store]:
     config = read_config(args)
     # Standard output is the result's alone, and a command that works has no more to say than that.
     logs.configure("warning", config.log.format, config.secrets())
+    _say_if_new(config)
     async with open_store(config) as store:
         await store.migrate()
         yield store
+
+
+def _say_if_new(config: Config) -> None:
+    # A relative data_dir counts from the working folder: in another one, an empty report would look like the truth.
+    folder = Path(config.database.data_dir)
+    if config.database.embedded and not (folder / "postgres").exists():
+        print(f"farebox: there is no database in {folder.absolute()}; an empty one is made", file=sys.stderr)
 
 
 def show(rows: Sequence[Row] | Row, columns: Sequence[str], format: str, *, empty: str = "nothing yet") -> None:

@@ -17,7 +17,9 @@ def add(commands: Commands) -> None:
     add_config(check)
     check.set_defaults(run=run_check)
     init = commands.add_parser("init", help="write a commented config to start from")
-    init.add_argument("path", nargs="?", type=Path, default=DEFAULT_CONFIG, help="default: ./config.yaml")
+    place = init.add_mutually_exclusive_group()
+    place.add_argument("path", nargs="?", type=Path, default=DEFAULT_CONFIG, help="default: ./config.yaml")
+    place.add_argument("--config", metavar="PATH", type=Path, help="the same, as other commands have it")
     init.set_defaults(run=run_init)
 
 
@@ -34,17 +36,18 @@ def run_check(args: argparse.Namespace) -> int:
 
 def run_init(args: argparse.Namespace) -> int:
     """Write the example config, never over an existing file."""
+    path = args.config or args.path
     try:
-        with args.path.open("x", encoding="utf-8") as file:
+        with path.open("x", encoding="utf-8") as file:
             file.write(render())
     except FileExistsError:
-        print(f"farebox: {args.path} exists already; it is left as it is", file=sys.stderr)
+        print(f"farebox: {path} exists already; it is left as it is", file=sys.stderr)
         return 1
     except OSError as exc:
-        print(f"farebox: {args.path} can't be written: {exc.strerror}", file=sys.stderr)
+        print(f"farebox: {path} can't be written: {exc.strerror}", file=sys.stderr)
         return 1
     own = command(sys.argv[0])
-    option = "" if args.path == DEFAULT_CONFIG else f" --config {shlex.quote(str(args.path))}"
-    print(f"wrote {args.path}: set the variables it names, or change its providers; then run")
+    option = "" if path == DEFAULT_CONFIG else f" --config {shlex.quote(str(path))}"
+    print(f"wrote {path}: set the variables it names, or change its providers; then run")
     print(f"  {own} check{option}\n  {own} serve{option}")
     return 0

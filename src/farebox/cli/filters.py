@@ -20,7 +20,7 @@ _NAMES = ("team", "project", "user", "provider", "model", "session")
 def add_filters(parser: argparse.ArgumentParser, *leave_out: str) -> None:
     """The options, all optional; `leave_out`: those that make no sense for a command."""
     if "since" not in leave_out:
-        times = "2026-11-01, 2026-11-01T10:00:00Z, or 90m, 24h, 7d ago"
+        times = "2026-11-01 (UTC), 2026-11-01T10:00:00+01:00, or 90m, 24h, 7d ago"
         parser.add_argument("--since", metavar="TIME", type=parse_time, help=times)
         parser.add_argument("--until", metavar="TIME", type=parse_time, help="up to and without this time")
     parser.add_argument("--key", metavar="KEY", type=_text, help="only this key: name or id")
@@ -55,6 +55,11 @@ def read_filter(args: argparse.Namespace) -> UsageFilter:
         tags=dict(args.tag) or None,
         **{name: getattr(args, name, None) for name in _NAMES},
     )
+
+
+def nothing(what: str, where: UsageFilter) -> str:
+    """What is said where no call, or no session, is shown: there is none at all, or the options leave none."""
+    return f"no {what} yet" if where == UsageFilter() else f"no {what} match these options"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import msgspec
 
 from farebox import csvtext
 from farebox.cli.common import BadUse, Commands, add_config, add_format, not_found, store_of
-from farebox.cli.filters import add_filters, explained, read_filter
+from farebox.cli.filters import add_filters, explained, nothing, read_filter
 from farebox.cli.tables import Column, print_table
 from farebox.cli.usage import TABLE_ROWS_MAX, export_rows, in_words, print_calls, say_left_out
 from farebox.store.reports import PAGE_ROWS, SUM_COLUMNS, Reports, Session
@@ -51,22 +51,22 @@ def add(commands: Commands) -> None:
     add_config(sessions)
     add_format(sessions, "table", "csv", "json", "jsonl")
     add_filters(sessions, "session")
-    sessions.add_argument("--limit", type=int, default=_DEFAULT, metavar="N", help=f"default: {_DEFAULT}")
+    sessions.add_argument("--limit", type=int, metavar="N", help=f"default: {_DEFAULT}")
     sessions.add_argument("--all", action="store_true", help="every session, or every call of one")
     sessions.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print sessions, or the calls of one."""
-    if args.limit < 1:
-        raise BadUse("--limit takes a number from 1.")
+    if args.limit is not None and (args.limit < 1 or args.all):
+        raise BadUse("--limit takes a number from 1, and not beside --all.")
     with explained():
         asyncio.run(_run(args))
     return 0
 
 
 async def _run(args: argparse.Namespace) -> None:
-    limit = None if args.all else args.limit
+    limit = None if args.all else args.limit or _DEFAULT
     if args.format == "table":
         limit = min(limit or TABLE_ROWS_MAX, TABLE_ROWS_MAX)
     async with store_of(args) as store:
@@ -106,7 +106,7 @@ async def _show_all(args: argparse.Namespace, reports: Reports, limit: int | Non
     if args.format == "json":
         sys.stdout.write("]\n")
     elif args.format == "table" and not written:
-        print("no sessions yet", file=sys.stderr)
+        print(nothing("sessions", where), file=sys.stderr)
     if args.format == "table" and after is not None:
         print(f"(the last {written:,} sessions; --limit shows more)", file=sys.stderr)
 

@@ -33,7 +33,7 @@ _INTERVAL_S = (0.2, 3600.0)
 _KEYS = {"m": "model", "k": "key", "p": "provider", "t": "team", "u": "user", "s": "session", "e": "endpoint"}
 _TYPED_MAX = 64
 """Keys pressed that are not acted on yet; what comes on top is dropped."""
-_AROUND = 8
+_AROUND = 9
 """Lines that are not the table's rows."""
 _LINES_MIN = 3
 _ONCE_LINES = 40
@@ -86,16 +86,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _once(args: argparse.Namespace, config: Config) -> None:
+    url = _metrics_url(config)
     async with store_of(args) as store:
         seen = await _watch(args, config, Reports(store)).look()
     if args.format == "json":
         print(msgspec.json.format(msgspec.json.encode(seen), indent=2).decode())
         return
     console = Output() if sys.stdout.isatty() else Output(width=200)
-    console.print(frame(seen, width=console.width, rows_max=_ONCE_LINES))
+    console.print(frame(seen, width=console.width, rows_max=_ONCE_LINES, asked=url))
 
 
 async def _live(args: argparse.Namespace, config: Config) -> None:
+    url = _metrics_url(config)
     async with store_of(args) as store:
         watch = _watch(args, config, Reports(store))
         console = Output()
@@ -103,7 +105,7 @@ async def _live(args: argparse.Namespace, config: Config) -> None:
             while True:
                 seen = await watch.look()
                 rows_max = max(_LINES_MIN, console.height - _AROUND)
-                live.update(frame(seen, width=console.width, rows_max=rows_max, help=True), refresh=True)
+                live.update(frame(seen, width=console.width, rows_max=rows_max, help=True, asked=url), refresh=True)
                 try:
                     async with asyncio.timeout(args.interval):
                         key = await keys.get()
@@ -116,16 +118,19 @@ async def _live(args: argparse.Namespace, config: Config) -> None:
 
 
 def _watch(args: argparse.Namespace, config: Config, reports: Reports) -> Watch:
-    url = f"{base_url(config, config.server.port)}/metrics"
     return Watch(
         reports,
-        scraping(url, config.metrics.token),
+        scraping(_metrics_url(config), config.metrics.token),
         where=read_filter(args),
         by=args.by,
         zone=args.timezone,
         now=lambda: datetime.now(UTC),
         monotonic=time.monotonic,
     )
+
+
+def _metrics_url(config: Config) -> str:
+    return f"{base_url(config, config.server.port)}/metrics"
 
 
 @contextlib.contextmanager
@@ -166,8 +171,13 @@ def _keyboard() -> Iterator[asyncio.Queue[str]]:
 # -- the frame -----------------------------------------------------------------------------------
 
 
-def frame(seen: Seen, *, width: int, rows_max: int, help: bool = False) -> RenderableType:
-    """One look, laid out in `width` characters and at most `rows_max` rows of the table."""
+def frame(
+    seen: Seen, *, width: int, rows_max: int, help: bool = False, asked: str = "a running farebox"
+) -> RenderableType:
+    """One look, laid out in `width` characters and at most `rows_max` rows of the table.
+
+    `asked`: where the gauges come from, named when they do not come.
+    """
     minute, hour = seen.minute or Sums(), seen.hour or Sums()
     known = seen.minute is not None
     parts: list[RenderableType] = [
@@ -193,6 +203,9 @@ def frame(seen: Seen, *, width: int, rows_max: int, help: bool = False) -> Rende
         ),
         Text(""),
     ]
+    if seen.in_flight is None:
+        why = f"in flight: no numbers from {asked}. Is it there (server.port), and with this metrics.token?"
+        parts.insert(3, Text(why, style="dim", no_wrap=True, overflow="ellipsis"))
     if seen.fault is not None:
         parts.append(Text(seen.fault, style="bold red"))
     elif not seen.groups:

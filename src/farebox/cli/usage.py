@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from farebox import csvtext
 from farebox.cli.common import BadUse, Commands, add_config, add_format, store_of
-from farebox.cli.filters import add_filters, add_timezone, explained, read_filter
+from farebox.cli.filters import add_filters, add_timezone, explained, nothing, read_filter
 from farebox.cli.tables import Column, amounts, print_table
 from farebox.store import UsageFilter
 from farebox.store.reports import (
@@ -118,7 +118,8 @@ async def _run(args: argparse.Namespace) -> None:
         reports = Reports(store)
         if args.by:
             groups_max = args.limit or (GROUPS_LIMIT if args.all else GROUPS_MAX)
-            _show_sums(args, await reports.sums(where, by=args.by, zone=args.timezone, groups_max=groups_max))
+            report = await reports.sums(where, by=args.by, zone=args.timezone, groups_max=groups_max)
+            _show_sums(args, report, where)
         elif args.format == "table":
             await _show_rows(reports, where, min(args.limit or _ROWS_DEFAULT, TABLE_ROWS_MAX))
         else:
@@ -132,7 +133,7 @@ async def _show_rows(reports: Reports, where: UsageFilter, rows_max: int) -> Non
     rows, _ = await reports.page(where, rows_max=rows_max)
     total = await reports.spend(where)
     if not rows:
-        print("no calls yet", file=sys.stderr)
+        print(nothing("calls", where), file=sys.stderr)
         return
     left_out = print_calls(rows)
     shown = f", the newest {len(rows):,} shown" if total.calls > len(rows) else ""
@@ -193,7 +194,7 @@ def _json(row: dict[str, Any]) -> str:
 # -- sums ----------------------------------------------------------------------------------------
 
 
-def _show_sums(args: argparse.Namespace, report: Report) -> None:
+def _show_sums(args: argparse.Namespace, report: Report, where: UsageFilter) -> None:
     rows = [group.as_row(args.by) for group in report.groups]
     columns = (*args.by, *SUM_COLUMNS)
     if args.format == "csv":
@@ -209,6 +210,7 @@ def _show_sums(args: argparse.Namespace, report: Report) -> None:
         if "tool" in args.by:
             print("(a call stands under each tool it called; the total counts each call once)", file=sys.stderr)
     else:
-        print("no calls yet", file=sys.stderr)
+        # By tool there may be calls, and none that called one.
+        print(nothing("calls" if not report.total.calls else "tool calls", where), file=sys.stderr)
     if report.more:
         print(f"(the first {len(rows):,} groups; --limit or --all shows more)", file=sys.stderr)
