@@ -3,7 +3,7 @@
     python journal_writer.py FOLDER FIRST_NUMBER
 
 After each thing that is done it writes a line to standard output, straight to the pipe: `b N` begun,
-`e N` ended, `d N ...` drained and committed. What was said was done before the kill.
+`e N` ended, `d N ...` drained, and about to be committed. What was said was done before the kill.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def main(folder: Path, number: int) -> None:
             os.write(1, b"e %d\n" % ending)
         if chance.random() < 0.05:
             batch = journal.next_batch(chance.randrange(1, 50))
-            journal.commit()
             os.write(1, b"d %s\n" % b" ".join(payload.split()[1] for payload in batch))
+            journal.commit()
 
 
 if __name__ == "__main__":

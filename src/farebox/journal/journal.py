@@ -7,8 +7,8 @@ files, so a million of them waiting for Postgres cost disk and no memory.
 
 A segment whose ends are all drained is deleted. Calls still under way that began in it are carried
 forward first: their begins are written again at the end of the journal, and synced, before it
-goes. What survives a crash is read at `open`: begins without an end are the `orphans`; ends that
-may not have been drained are delivered again, which the receiver must tolerate.
+goes. What survives a crash is read at `open`: begins without an end are the `orphans`; ends behind
+the `mark` are delivered, some of them perhaps again, which the receiver must tolerate.
 
 Not thread-safe: one thread uses a journal. What payloads mean, retrying, and adopting the
 journals of the dead are the ledger's business.
@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from farebox.journal.errors import NO_ROOM, JournalFailed, JournalFull, JournalLocked, JournalUnavailable
 from farebox.journal.format import BEGIN, END, FRAME_BYTES, PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX, Record, frame
+from farebox.journal.mark import Mark, Place
 from farebox.journal.room import Room
 from farebox.journal.segment import HEADER_BYTES, Segment, allocate, segments_in
 from farebox.journal.sync import OnFault, Syncer, sync_file
@@ -53,6 +54,29 @@ class _Batch(NamedTuple):
     newest_at: float
 
 
+class _Drained:
+    """What lies before the mark of an earlier life, found out while its records pass by in order."""
+
+    def __init__(self, place: Place | None) -> None:
+        self.place = place or Place(0, 0)
+        self.fits = False
+        """Whether the mark names the end of a record that is there. If not, it tells nothing."""
+        self.ends = 0
+        """Ends before it."""
+        self.next_end_at = 0.0
+        """When the first one behind it was written."""
+
+    def pass_by(self, number: int, record: Record) -> None:
+        behind = (number, record.start) >= self.place
+        if number == self.place.number and self.place.offset in (record.start, record.stop):
+            self.fits = True
+        if record.kind == END and record.payload:
+            if not behind:
+                self.ends += 1
+            elif not self.next_end_at:
+                self.next_end_at = record.written_at
+
+
 class Journal:
     """An open journal. Made by `Journal.open`."""
 
@@ -60,6 +84,7 @@ class Journal:
         self,
         room: Room,
         syncer: Syncer,
+        mark: Mark,
         resources: ExitStack,
         *,
         fsync_ms: float | None,
@@ -75,6 +100,7 @@ class Journal:
         self._failed = False
         self._open: dict[bytes, Segment] = {}
         self._orphans: list[bytes] = []
+        self._mark = mark
         self._seen_at = 0.0
         # Ends the disk did not take although room was set aside for them. Bounded by the calls under
         # way when that began, since no begin is taken then.
@@ -125,8 +151,11 @@ class Journal:
             resources.callback(room.close)
             syncer.start()
             resources.callback(syncer.close)
-            journal = cls(room, syncer, resources, fsync_ms=fsync_ms, clock=clock, on_fault=on_fault)
+            mark = Mark(folder)
+            resources.callback(mark.close)
+            journal = cls(room, syncer, mark, resources, fsync_ms=fsync_ms, clock=clock, on_fault=on_fault)
             journal._recover(folder)
+            mark.start(journal._place(), sync)
             journal._resources = resources.pop_all()
             return journal
 
@@ -252,6 +281,7 @@ class Journal:
         self._oldest_at = batch.newest_at or self._oldest_at
         for _ in range(batch.unwritten):
             self._unwritten.popleft()
+        self._mark.move(self._place())
         self._delete_drained()
 
     def _delete_drained(self) -> None:
@@ -333,10 +363,12 @@ class Journal:
     # -- life ----------------------------------------------------------------------------------
 
     def _recover(self, folder: Path) -> None:
+        before = _Drained(self._mark.read())
         for path in segments_in(folder):
             segment = Segment.reopen(path)
             try:
                 for record in segment.recover():
+                    before.pass_by(segment.number, record)
                     self._replay(record, segment)
             except BaseException:
                 segment.close()
@@ -350,6 +382,15 @@ class Journal:
             self._room.next()
         self._cursor = (self._room.used[0], HEADER_BYTES)
         self._orphans = list(self._open)
+        marked = next((s for s in self._room.used if before.fits and s.number == before.place.number), None)
+        if marked is not None:
+            self._cursor = (marked, before.place.offset)
+            self._backlog -= before.ends
+            self._oldest_at = before.next_end_at
+
+    def _place(self) -> Place:
+        segment, offset = self._cursor
+        return Place(segment.number, offset)
 
     def _replay(self, record: Record, segment: Segment) -> None:
         self._seen_at = max(self._seen_at, record.written_at)
@@ -374,6 +415,7 @@ class Journal:
         if done:
             for segment in self._room:
                 segment.remove()
+            self._mark.remove()
         self._resources.close()
 
     def _write_unwritten(self) -> None:

@@ -95,7 +95,7 @@ class Forwarder:
             if sent.injected and waiting[0].stream_options == "learn" and status in (400, 422):
                 peeked = await _peek(sent.answer)
                 if plain := b"stream_options" in peeked or b"include_usage" in peeked:
-                    self._learn(waiting[0].name, model)
+                    self._learn(waiting[0], model)
                     await self._abandon(call, sent, peeked)
                     continue
             return await self._relay.run(call, sent.attempt, sent.answer, injected=sent.injected, peeked=peeked)
@@ -134,7 +134,7 @@ class Forwarder:
             or facts.include_usage
             or call.target.operation not in ("chat", "completions")
             or provider.stream_options == "skip"
-            or (provider.name, facts.model) in self._learned
+            or (provider.base_url, facts.model) in self._learned
         ):
             return call.body, False
         spliced = splice.include_usage(call.decoded, facts)
@@ -196,13 +196,14 @@ class Forwarder:
         sent.answer.close()
         await self._settler.settle(call, meter.finish(), "whole")
 
-    def _learn(self, provider: str, model: str | None) -> None:
-        self._learned[provider, model] = None
+    def _learn(self, provider: Provider, model: str | None) -> None:
+        # By its address: under the same name a later config may have another one.
+        self._learned[provider.base_url, model] = None
         while len(self._learned) > _LEARNED_MAX:
             self._learned.popitem(last=False)
         structlog.get_logger().info(
             "this provider refuses stream_options: its streams are sent as they are, usage is estimated",
-            provider=provider,
+            provider=provider.name,
         )
 
 
