@@ -448,6 +448,7 @@ async def test_an_export_that_finds_no_room_is_a_failure(database: str, tmp_path
 # -- serve, and commands beside it ---------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_revocation_takes_hold_in_a_running_farebox(database: str, tmp_path: Path) -> None:
     """A key made by the command works at once; revoked by it, a running farebox refuses it within 5 seconds."""
     settings = {"server": {"port": 0, "admin_token": ADMIN_TOKEN}, "database": {"url": database}}
@@ -465,6 +466,7 @@ async def test_revocation_takes_hold_in_a_running_farebox(database: str, tmp_pat
         assert await process.stop() == 0, process.output
 
 
+@pytest.mark.long
 async def test_commands_join_a_running_embedded_database(tmp_path: Path) -> None:
     """Beside a running farebox commands use its database; without one they start it and stop it again.
 

@@ -74,6 +74,7 @@ async def test_a_killed_farebox_accounts_for_every_attempt(
     print(tally)
 
 
+@pytest.mark.long
 async def test_a_killed_farebox_with_its_own_database_accounts_for_every_attempt(
     provider: FakeProvider, tmp_path: Path
 ) -> None:
@@ -124,6 +125,7 @@ async def test_traffic_goes_on_while_postgres_is_away(
         assert not process.log("an event was lost")
 
 
+@pytest.mark.long
 async def test_a_killed_embedded_postgres_comes_back_and_no_row_is_missing(
     provider: FakeProvider, tmp_path: Path
 ) -> None:
@@ -149,6 +151,7 @@ async def test_a_killed_embedded_postgres_comes_back_and_no_row_is_missing(
         assert set(rows.values()) == {"complete"}
 
 
+@pytest.mark.long
 async def test_a_backlog_survives_a_database_that_keeps_dying(
     provider: FakeProvider, postgres: PostgresServer, database: str, tmp_path: Path
 ) -> None:
@@ -183,6 +186,7 @@ async def test_a_backlog_survives_a_database_that_keeps_dying(
         assert await process.stop() == 0, process.output
 
 
+@pytest.mark.long
 async def test_a_log_that_cannot_be_written_stops_nothing(
     provider: FakeProvider, postgres: PostgresServer, database: str, tmp_path: Path
 ) -> None:
@@ -459,6 +463,7 @@ async def test_ctrl_c_in_a_terminal_stops_everything_in_order(tmp_path: Path) ->
             assert await again.stop() == 0
 
 
+@pytest.mark.long
 async def test_a_stop_while_starting_is_a_stop(provider: FakeProvider, tmp_path: Path) -> None:
     """SIGTERM before farebox is up: exit code 0, no database left running, and the next start is an ordinary one."""
     data = tmp_path / "data"
@@ -476,6 +481,7 @@ async def test_a_stop_while_starting_is_a_stop(provider: FakeProvider, tmp_path:
 # -- two on one folder -------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_a_second_farebox_on_the_same_folder_is_told_so(provider: FakeProvider, tmp_path: Path) -> None:
     """It exits with 1 and names the process that has the embedded database; the first one is not disturbed."""
     async with installed(tmp_path, settings(str(tmp_path / "data"), provider.base_url)) as farebox:
@@ -488,6 +494,7 @@ async def test_a_second_farebox_on_the_same_folder_is_told_so(provider: FakeProv
         assert is_whole(await ask(first.port, farebox.key, "m", stream=True), stream=True)
 
 
+@pytest.mark.long
 async def test_journals_of_the_dead_are_adopted(database: str, tmp_path: Path) -> None:
     """Two processes share a folder and an external database, both die; the next start brings the rows of both."""
     held = Held()

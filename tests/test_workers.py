@@ -195,6 +195,7 @@ async def test_two_workers_serve_one_port_as_one_farebox(database: str, tmp_path
         assert not [line for line in process.log("") if line["level"] in ("error", "warning")], process.output
 
 
+@pytest.mark.long
 async def test_a_stop_of_several_finishes_what_ends_in_time_and_cuts_the_rest(database: str, tmp_path: Path) -> None:
     """Open calls of every worker go on until the deadline, then they are cut; each is one row; the exit code is 0."""
     held = Held()
