@@ -18,10 +18,11 @@ import pytest
 from grafana import dashboard
 from support import mixture, promql
 from support.dashboard import concrete
+from support.http import call
 from support.postgres import PostgresServer
 from support.process import Installation, installed, until
 from support.prometheus import Prometheus, free_port, prometheus
-from support.provider import FakeProvider
+from support.provider import FakeProvider, Received, Wire
 
 pytestmark = pytest.mark.long
 
@@ -84,7 +85,14 @@ async def table(asked: Prometheus, label: str) -> Sums:
 async def test_every_panel_has_data(postgres: PostgresServer, database: str, tmp_path: Path, workers: int) -> None:
     """Under traffic of every kind each query of the dashboard gives data other than zero, its sums agree with Postgres
     to the last digit, the variables offer what was used, every alert rule can be evaluated, and what is lost alarms."""
-    async with FakeProvider(default=mixture.answers) as provider:
+    looked = asyncio.Event()
+
+    async def answers(received: Received, wire: Wire) -> None:
+        if b"gpt-held" in received.body:
+            await looked.wait()
+        await mixture.answers(received, wire)
+
+    async with FakeProvider(default=answers) as provider:
         settings = mixture.settings(str(tmp_path / "data"), database, provider, free_port())
         settings["server"]["workers"] = workers
         async with installed(tmp_path, settings) as farebox:
@@ -113,7 +121,13 @@ async def test_every_panel_has_data(postgres: PostgresServer, database: str, tmp
                     await mixture.wave(again.port, keys)
                     await asked.scraped(2)
                 await lose_events(asked, postgres, again.port, farebox.key)
+                # A call that is open for as long as it takes to be seen.
+                held = mixture.request("gpt-held", streamed=False)
+                waiting = asyncio.create_task(call(again.port, mixture.CHAT, held, key=farebox.key))
+                await asked.scraped(4)
                 empty, zero = await transcript(asked)
+                looked.set()
+                assert (await waiting).status == 200
                 assert (empty, zero) == ([], [])
                 await offers_what_was_used(asked)
                 assert set((await asked.rules()).values()) == {"ok"}
