@@ -44,12 +44,15 @@ def test_every_setting_stands_in_the_example_and_works_when_uncommented() -> Non
     """Every field of the schema has a line with prose before it, and the lines behind `#` are valid too."""
     text = render()
     for name in every_setting():
-        assert re.search(rf"^ *# .+\n *(- )?#?{name}:", text, re.MULTILINE), f"{name} is not documented"
-    config = read(re.sub(r"^( *)#(?=[a-z])", r"\1", text, flags=re.MULTILINE), KEYS)
+        assert re.search(rf"^ *# .+\n *(- )?#?(- )?{name}:", text, re.MULTILINE), f"{name} is not documented"
+    config = read(re.sub(r"^( *)#(?=[a-z]|- )", r"\1", text, flags=re.MULTILINE), KEYS)
     assert list(config.providers) == ["openai", "claude", "local"]
     assert config.server.admin_token == "admin-token"
     assert dict(config.providers["openai"].headers) and config.providers["openai"].tls_ca_file
     assert dict(config.routes[0].match.tags)
+    [budget] = config.budgets
+    assert budget.only and budget.limit_usd and budget.limit_tokens
+    assert config.alerts.webhook_url and config.alerts.webhook_secret
 
 
 def test_no_field_is_left_without_a_setting_by_accident() -> None:

@@ -75,7 +75,7 @@ from support.config import LOCAL, fault, faults, providers, read
             "1:17: database.url: the value is not embedded, or a URL like postgresql://USER:PASSWORD@HOST:5432/DATABASE",
         ),
         # shapes
-        ("- a", "1:1: (file): a list cannot stand here; write a mapping of settings (server, database, auth, providers, routes, metering, ledger, limits, models, metrics, log)"),
+        ("- a", "1:1: (file): a list cannot stand here; write a mapping of settings (server, database, auth, providers, routes, budgets, metering, alerts, ledger, limits, models, metrics, log)"),
         ("server: 8787", "1:9: server: a single value cannot stand here; write a mapping of settings (host, port, workers, admin_token, response_headers, shutdown_timeout_s, keepalive_timeout_s, header_bytes_max, headers_max, backlog, reload_poll_s)"),
         ("providers: [a]", "1:12: providers: a list cannot stand here; write a mapping of NAME: {...} pairs"),
         ("routes: {a: 1}", "1:9: routes: a mapping cannot stand here; write a list, each item after `- `"),
@@ -99,7 +99,7 @@ def test_a_fault_says_where_and_what(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["workforce", "statistics", "budgets", "price_list", "strategy", "unpriced", "thresholds", "tls"]
+    "name", ["workforce", "statistics", "quotas", "price_list", "strategy", "pricing", "thresholds", "tls"]
 )
 def test_settings_that_do_not_exist_are_faults_everywhere(name: str) -> None:
     """A name farebox does not know is never quietly accepted, in any section."""

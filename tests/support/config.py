@@ -14,6 +14,8 @@ LOCAL = 'local: {dialect: vllm, base_url: "http://localhost:8000/v1"}'
 KEYS = {
     "FAREBOX_ADMIN_TOKEN": "admin-token",
     "FAREBOX_METRICS_TOKEN": "metrics-token",
+    "FAREBOX_WEBHOOK_SECRET": "webhook-secret",
+    "FAREBOX_WEBHOOK_URL": "https://hooks.example.com/farebox",
     "OPENAI_API_KEY": "sk-openai",
     "ANTHROPIC_API_KEY": "sk-anthropic",
 }

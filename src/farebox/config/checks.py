@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
+from farebox.config.budgets import BudgetRule, clash
 from farebox.config.faults import ConfigError, Fault, Faults, shown
 from farebox.config.kinds import Bad, Scalar, Whole
+from farebox.config.metering import Alerts
 from farebox.config.nodes import join
 from farebox.config.providers import Provider, RouteRule
 from farebox.config.schema import Config
@@ -55,6 +57,8 @@ def check(draft: Mapping[str, Any], faults: Faults) -> None:
     providers: Mapping[str, Mapping[str, Any]] = draft.get("providers", {})
     _check_access(server, database, auth, providers, faults)
     _check_sizes(draft.get("ledger", Ledger()), draft.get("limits", Limits()), faults)
+    _check_budgets(draft.get("budgets", ()), faults)
+    _check_alerts(draft.get("alerts", Alerts()), faults)
     for name, values in providers.items():
         _check_provider(join("providers", name), values, faults)
     if faults.sound("providers"):
@@ -87,6 +91,31 @@ def _check_sizes(ledger: Ledger, limits: Limits, faults: Faults) -> None:
             faults.add(
                 "limits.bodies_in_flight_mb_max", f"is less than {name} ({size}), so the largest body never passes"
             )
+
+
+def _check_budgets(budgets: Iterable[BudgetRule | None], faults: Faults) -> None:
+    """Each makes sense in itself, and has its name for itself. None stands for one that has a fault already."""
+    names: dict[str, str] = {}
+    for number, budget in enumerate(budgets):
+        if budget is None:
+            continue
+        path = f"budgets[{number}]"
+        first = names.setdefault(budget.name, path)
+        if first != path:
+            faults.add(f"{path}.name", f"{shown(budget.name)} is the name of {first} already")
+        found = clash(budget.as_fields())
+        # A value that could not be read was left out: what its absence seems to contradict says nothing.
+        if found and faults.sound(*(f"{path}.{one.name}" for one in fields(BudgetRule))):
+            faults.add(f"{path}.{found[0]}", found[1])
+
+
+def _check_alerts(alerts: Alerts, faults: Faults) -> None:
+    if not faults.sound("alerts.webhook_url", "alerts.webhook_secret"):
+        return
+    if alerts.webhook_url is not None and alerts.webhook_secret is None:
+        faults.add("alerts.webhook_secret", "is missing; what goes to webhook_url is signed with it")
+    if alerts.webhook_secret is not None and alerts.webhook_url is None:
+        faults.add("alerts.webhook_secret", "has no effect without webhook_url")
 
 
 def _check_provider(path: str, values: Mapping[str, Any], faults: Faults) -> None:

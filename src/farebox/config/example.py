@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from farebox.config import kinds
+from farebox.config.budgets import BudgetRule
 from farebox.config.providers import Match, Provider, RouteRule
 from farebox.config.reader import settings_of
 from farebox.config.schema import Config
@@ -54,6 +55,8 @@ def _config() -> Iterator[str]:
             yield from _fields(about.kind.cls, "  ")
         elif isinstance(about.kind, kinds.Named):
             yield from _providers()
+        elif name == "budgets":
+            yield from _budget()
         else:
             yield from _routes()
 
@@ -83,6 +86,15 @@ def _route() -> Iterator[str]:
             yield from _fields(Match, "      ")
         else:
             yield _line(name, field, about, "    ")
+
+
+def _budget() -> Iterator[str]:
+    """One budget, none of it set: an example must not refuse anybody's calls."""
+    start = "  #- "
+    for name, (_, about) in settings_of(BudgetRule).items():
+        yield from _prose(" ".join(filter(None, (about.doc, _accepts(about.kind)))), start.partition("#")[0])
+        yield f"{start}{name}: {about.show}"
+        start = "    #"
 
 
 def _fields(cls: type, indent: str) -> Iterator[str]:

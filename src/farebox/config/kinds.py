@@ -185,6 +185,16 @@ class Choice(Scalar):
 
 
 @dataclass(frozen=True)
+class NumberChoice(Choice):
+    """One of a few whole numbers. Gives an int."""
+
+    takes_words: ClassVar[bool] = True
+
+    def parse(self, text: str) -> int:  # type: ignore[override]
+        return int(super().parse(text))
+
+
+@dataclass(frozen=True)
 class Line(Scalar):
     """Any non-empty text on one line. Gives a str."""
 
@@ -240,9 +250,10 @@ class Missing:
 
 @dataclass(frozen=True)
 class OneOrMore:
-    """A scalar, or a non-empty list of them without repeats. Gives a tuple."""
+    """A scalar, or a list of them without repeats, which may be empty if `empty` says so. Gives a tuple."""
 
     item: Scalar
+    empty: bool = False
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ class Reader:
         if not isinstance(node, Items):
             value = self._scalar(kind.item, node, path)
             return value if value is _ABSENT else (value,)
-        if not node.items:
+        if not node.items and not kind.empty:
             self._faults.add(path, f"the list is empty; write {kind.item.wants}", node.at)
         values: list[Any] = []
         for where, item in _numbered(node, path):

@@ -1,4 +1,4 @@
-"""The whole config as one value: its sections are in `settings` and `providers`.
+"""The whole config as one value: its sections are in the modules beside this one.
 
 A setting is added to its dataclass and nowhere else. Instances are frozen and hold only resolved
 values: no `${...}`, nothing unset. Fields without `setting` metadata are not settable; they are
@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
 
+from farebox.config.budgets import BudgetRule
 from farebox.config.kinds import Named, Rows, Section, setting
+from farebox.config.metering import Alerts, Metering
 from farebox.config.providers import Match, Provider, RouteRule, nothing
-from farebox.config.settings import Auth, Database, Ledger, Limits, Metering, Server
+from farebox.config.settings import Auth, Database, Ledger, Limits, Server
 from farebox.config.views import Log, Metrics, Models
 from farebox.config.web import ProviderName
 
@@ -49,9 +51,22 @@ class Config:
             "enabled provider whose dialect is Anthropic's, and everything else to the first other one.",
         ),
     )
+    budgets: tuple[BudgetRule, ...] = field(
+        default=(),
+        metadata=setting(
+            Rows(BudgetRule),
+            "What may be spent. Budgets written here are changed here; others are made with `farebox budgets set` or "
+            "the API, and keys can have their own. A call must fit all that count it.",
+        ),
+    )
     metering: Metering = field(
         default=Metering(),
-        metadata=setting(Section(Metering), "What happens when a count cannot be had the plain way."),
+        metadata=setting(
+            Section(Metering), "What happens when a count cannot be had the plain way, and what holds for all budgets."
+        ),
+    )
+    alerts: Alerts = field(
+        default=Alerts(), metadata=setting(Section(Alerts), "Where news of budgets goes, beside the log.")
     )
     ledger: Ledger = field(
         default=Ledger(),
@@ -90,6 +105,7 @@ class Config:
             yield self.server.admin_token
         if self.metrics.token:
             yield self.metrics.token
+        yield from filter(None, (self.alerts.webhook_url, self.alerts.webhook_secret))
         if not self.database.embedded:
             yield self.database.url
             password = urlsplit(self.database.url).password

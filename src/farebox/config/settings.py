@@ -1,7 +1,8 @@
-"""The settings of farebox itself: server, database, auth, metering, ledger, limits.
+"""The settings of farebox itself: server, database, auth, ledger, limits.
 
-With `providers`, `prices`, `views` and `schema` this is the one home of every setting: name, type,
-default, bounds and meaning. The reader, the checks and the example file are driven by these dataclasses.
+With `metering`, `budgets`, `providers`, `prices`, `views` and `schema` this is the one home of every
+setting: name, type, default, bounds and meaning. The reader, the checks and the example file are driven
+by these dataclasses.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Server:
     )
     response_headers: bool = field(
         default=True,
-        metadata=setting(Flag(), "Add x-farebox-request-id, the id of the usage row, to answers."),
+        metadata=setting(
+            Flag(), "Add x-farebox-request-id, the id of the usage row, and x-farebox-budget-remaining-usd to answers."
+        ),
     )
     shutdown_timeout_s: float = field(
         default=30.0,
@@ -123,7 +126,8 @@ class Database:
         default=8,
         metadata=setting(
             Whole(1, 1_000),
-            "Connections to PostgreSQL. With all of them busy, work waits for one. Reports take half of them at most.",
+            "Connections to PostgreSQL. With all of them busy, work waits for one. Reports take half of them at most. "
+            "Budgets have up to four of their own beside them.",
         ),
     )
     connect_timeout_s: float = field(
@@ -178,41 +182,6 @@ class Auth:
         metadata=setting(
             Number(0, 30 * _DAY_S),
             "How long keys in memory stay good while the database is away. After it they are refused with 503.",
-        ),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metering:
-    """What happens when a count cannot be had the plain way."""
-
-    on_client_disconnect: Literal["auto", "drain", "abort"] = field(
-        default="auto",
-        metadata=setting(
-            Choice(("auto", "drain", "abort")),
-            "When a client leaves early: drain reads the answer to its end for the exact count, abort drops the "
-            "provider's connection and estimates, auto drains what does not stream and aborts what does.",
-        ),
-    )
-    drain_timeout_s: float = field(
-        default=30.0,
-        metadata=setting(
-            Number(0, 3_600), "How long a drain may take. Then the call is aborted and the rest estimated."
-        ),
-    )
-    on_ledger_failure: Literal["refuse", "pass"] = field(
-        default="refuse",
-        metadata=setting(
-            Choice(("refuse", "pass")),
-            "When the journal cannot be written, its disk being full: refuse new calls with 503, or pass them "
-            "unrecorded and count the loss. Calls already running finish either way.",
-        ),
-    )
-    price_poll_s: float = field(
-        default=10.0,
-        metadata=setting(
-            Number(0.05, 3_600),
-            "How often a newer price list is looked for: what `farebox prices sync` takes to reach a running farebox.",
         ),
     )
 

@@ -82,6 +82,28 @@ class BaseUrl(Line):
 
 
 @dataclass(frozen=True)
+class WebhookUrl(Line):
+    """Where news is posted. Gives a str. Never quoted in messages: its path or query is often the credential."""
+
+    secret: ClassVar[bool] = True
+    what: str = "an http:// or https:// URL"
+    chars_max: int = 2_048
+
+    def parse(self, text: str) -> str:
+        super().parse(text)
+        parts = _split(text)
+        if parts.scheme not in ("http", "https"):
+            raise Bad("begin it with https:// or http://")
+        if "@" in parts.netloc or "#" in text:
+            raise Bad("it holds a user, a password or a fragment (#)")
+        if not _is_host(_host_and_port(parts)):
+            raise Bad("its host is not a valid name or address (non-ASCII names in their xn-- form)")
+        if not text.isascii():
+            raise Bad("it holds a character outside ASCII; write it as %XX")
+        return text
+
+
+@dataclass(frozen=True)
 class DatabaseUrl(Line):
     """`embedded`, or a PostgreSQL URL, which usually holds a password. Gives a str."""
 
