@@ -219,6 +219,24 @@ async def test_what_was_not_billable_stays(store: Store, corrections: Correction
     assert await reprice(corrections, pricer(price("m")).price, EVER) == Tally()
 
 
+async def test_what_was_held_or_an_operator_said_stays(store: Store, corrections: Corrections) -> None:
+    """A charge at the hold and an operator's word stay; a hold for want of a price gets its price."""
+    held = call(usage_source="hold", outcome="farebox_cut", cost_usd=Decimal(3), cost_source="hold")
+    said = call(cost_usd=Decimal(2), cost_source="operator")
+    unpriced = call(cost_usd=Decimal(5), cost_source="hold")
+    unknown = call(model="x", cost_usd=Decimal(4), cost_source="hold")
+    await store.insert_events([encode(one) for one in (held, said, unpriced, unknown)])
+    await reprice(corrections, pricer(price("m", "1")).price, EVER, unprice=True)
+    page = await store.list_usage()
+    costs = {row.id: (row.cost_usd, row.cost_source) for row in page.rows}
+    assert costs == {
+        held.id: (3, "hold"),
+        said.id: (2, "operator"),
+        unpriced.id: (CENT, "prices"),
+        unknown.id: (4, "hold"),
+    }
+
+
 async def test_only_what_is_wanted_is_corrected(
     store: Store, sql: asyncpg.Connection, corrections: Corrections
 ) -> None:

@@ -150,6 +150,48 @@ class UsageEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Stream events the parser could not read; the bytes went on all the same."""
 
 
+Scope = Literal["global", "team", "project", "user", "key", "session", "model"]
+"""What a budget counts by: each distinct value of it has counters of its own."""
+
+Window = Literal["minute", "hour", "day", "week", "month", "total"]
+"""How long a budget's counters count, on the calendar of its time zone; weeks start on Monday, `total` never ends."""
+
+BudgetSource = Literal["config", "api", "key"]
+"""Whose a budget is: the config file's, the API's, or part of a key."""
+
+BudgetPurpose = Literal["budget", "rate"]
+"""`rate`: a key's requests or tokens per minute, or its parallel requests: the same mechanism, not listed."""
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """A limit on what callers may spend in a window. At least one of the four limits is set; None: no such limit."""
+
+    id: UUID
+    name: str
+    source: BudgetSource
+    purpose: BudgetPurpose = "budget"
+    scope: Scope
+    only: tuple[str, ...] = ()
+    """Globs on the value of the scope; empty: all."""
+    key_id: UUID | None = None
+    """The one key it is for, where it is part of a key."""
+    limit_usd: Decimal | None = None
+    limit_tokens: int | None = None
+    limit_requests: int | None = None
+    limit_open: int | None = None
+    """Requests at the same time."""
+    window: Window = "month"
+    timezone: str = "UTC"
+    thresholds: tuple[Decimal, ...] = ()
+    """Parts of the limit at which to warn, 1 for all of it."""
+    on_exceed: Literal["reject", "warn"] = "reject"
+    admission: Literal["expected", "strict"] = "expected"
+    clamp: bool = False
+    wait_s: float = 5.0
+    on_extend_denied: Literal["cut", "overrun"] = "cut"
+    deleted: bool = False
+
+
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A virtual key as it is stored. The secret itself is nowhere, only its hash."""
 

@@ -139,9 +139,11 @@ def recost(posting: Posting, price: Pricer) -> Cost | None:
     event = posting.event
     if event.usage_source == "none":
         return None  # nothing billable, or not metered: no price has a say
-    before = (event.cost_usd, event.cost_source)
+    if event.usage_source == "hold" or event.cost_source == "operator":
+        return None  # what was held, until the truth comes; what an operator knows better
+    before, held = (event.cost_usd, event.cost_source), event.cost_source == "hold"
     event.cost_usd = event.cost_source = event.price_id = None
     price(event)
-    if (event.cost_usd, event.cost_source) == before:
+    if (event.cost_usd, event.cost_source) == before or (held and event.cost_usd is None):
         return None
     return Cost(event.id, posting.number, event.cost_usd, event.cost_source, event.price_id)

@@ -98,11 +98,16 @@ FROM farebox.usage_entry WHERE started_at >= $1 AND started_at < $2
 -- name: post_costs
 -- $1: a JSON array of what attempts cost: id, posting_no (the posting it was worked out from), cost_usd,
 -- cost_source, price_id. Each becomes a correction that differs from that posting in nothing else, unless a newer
--- posting is there by now. Answers the ids that were corrected.
+-- posting is there by now, or the call runs again: then what it holds was worked out from that posting. Answers the
+-- ids that were corrected.
 WITH wanted AS MATERIALIZED (
     SELECT * FROM json_to_recordset($1::json) AS wanted(
         id uuid, posting_no integer, cost_usd numeric, cost_source text, price_id text)
     ORDER BY id -- one order for all who add postings, so that they can't wait for each other in a circle
+),
+-- Before the first posting: windows come before postings in the order of locks.
+free AS MATERIALIZED (
+    SELECT farebox.lock_settled(ARRAY(SELECT id FROM wanted)) AS id
 )
 INSERT INTO farebox.usage_entry ({{posting_columns}})
 SELECT
@@ -112,8 +117,8 @@ SELECT
     upstream_request_id, input_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens,
     output_tokens, reasoning_tokens, audio_input_tokens, audio_output_tokens, image_tokens, units, usage_source,
     usage_raw, wanted.cost_usd, wanted.cost_source, provider_cost_usd, wanted.price_id, budget_ids, duration_ms,
-    ttft_ms, upstream_ms, overhead_ms, tool_calls_count, tool_calls, error_type, error_code, unparsed_events
-FROM wanted CROSS JOIN LATERAL (
+    ttft_ms, upstream_ms, overhead_ms, tool_calls_count, tool_calls, error_type, error_code, unparsed_events, window_ids
+FROM wanted JOIN free USING (id) CROSS JOIN LATERAL (
     -- The limit has the planner go by the key, whatever its statistics say of a table that grows.
     SELECT * FROM farebox.usage_entry AS entry
     WHERE entry.id = wanted.id AND entry.posting_no = wanted.posting_no

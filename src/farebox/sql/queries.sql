@@ -9,55 +9,12 @@ provider, dialect, endpoint, operation, requested_model, model, service_tier, st
 upstream_request_id, input_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens,
 output_tokens, reasoning_tokens, audio_input_tokens, audio_output_tokens, image_tokens, units, usage_source,
 usage_raw, cost_usd, cost_source, provider_cost_usd, price_id, budget_ids, duration_ms, ttft_ms, upstream_ms,
-overhead_ms, tool_calls_count, tool_calls, error_type, error_code, unparsed_events
+overhead_ms, tool_calls_count, tool_calls, error_type, error_code, unparsed_events, window_ids
 
 -- name: insert_events
--- $1: a JSON array of events, members named like columns. A new id becomes an original. An id that is
--- stored as cut off by farebox and now comes with an answer is corrected by one; all else is known
--- already and left out. Answers how many postings were added, and how many should have been: fewer
--- were when another session added the same id at the same moment, and then asking again settles it.
-WITH incoming AS MATERIALIZED (
-    SELECT DISTINCT ON (id) *
-    FROM json_to_recordset($1::json) AS event(
-        id uuid, request_id uuid, attempt integer, started_at timestamptz, finished_at timestamptz,
-        key_id uuid, key_name text, team text, project text, end_user text, session text, tags jsonb,
-        provider text, dialect text, endpoint text, operation text, requested_model text, model text,
-        service_tier text, stream boolean, status smallint, outcome text, upstream_request_id text,
-        input_tokens bigint, cache_read_tokens bigint, cache_write_tokens bigint, cache_write_1h_tokens bigint,
-        output_tokens bigint, reasoning_tokens bigint, audio_input_tokens bigint, audio_output_tokens bigint,
-        image_tokens bigint, units jsonb, usage_source text, usage_raw jsonb, cost_usd numeric, cost_source text,
-        provider_cost_usd numeric, price_id text, budget_ids text[], duration_ms double precision,
-        ttft_ms double precision, upstream_ms double precision, overhead_ms double precision,
-        tool_calls_count integer, tool_calls jsonb, error_type text, error_code text, unparsed_events integer)
-    ORDER BY id, (outcome = 'farebox_cut')
-),
-judged AS MATERIALIZED (
-    SELECT
-        id, coalesce(newest.posting_no, 0) + 1 AS posting_no,
-        request_id, attempt, started_at, finished_at, key_id, key_name, team, project, end_user, session,
-        coalesce(tags, '{}') AS tags, provider, dialect, endpoint, operation, requested_model, model, service_tier,
-        coalesce(stream, false) AS stream, status, incoming.outcome, upstream_request_id, input_tokens,
-        cache_read_tokens, cache_write_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens,
-        audio_input_tokens, audio_output_tokens, image_tokens, coalesce(units, '{}') AS units,
-        coalesce(usage_source, 'none') AS usage_source, usage_raw, cost_usd, cost_source, provider_cost_usd, price_id,
-        budget_ids, duration_ms, ttft_ms, upstream_ms, overhead_ms, coalesce(tool_calls_count, 0) AS tool_calls_count,
-        coalesce(tool_calls, '[]') AS tool_calls, error_type, error_code,
-        coalesce(unparsed_events, 0) AS unparsed_events
-    FROM incoming LEFT JOIN LATERAL (
-        SELECT entry.posting_no, entry.outcome FROM farebox.usage_entry AS entry
-        WHERE entry.id = incoming.id ORDER BY entry.posting_no DESC LIMIT 1
-    ) AS newest ON true
-    WHERE newest.posting_no IS NULL
-       OR (newest.outcome = 'farebox_cut' AND incoming.outcome <> 'farebox_cut')
-),
-added AS (
-    INSERT INTO farebox.usage_entry ({{posting_columns}})
-    SELECT {{posting_columns}}
-    FROM judged
-    ON CONFLICT (id, posting_no) DO NOTHING
-    RETURNING 1
-)
-SELECT (SELECT count(*) FROM added) AS added, (SELECT count(*) FROM judged) AS wanted
+-- $1: a JSON array of events, members named like columns. Answers how many postings were added, and how many should
+-- have been; see the function, which also settles what was held for them.
+SELECT added, wanted FROM farebox.post_events($1::json)
 
 -- name: create_key
 INSERT INTO farebox.key (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from copy import copy
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,17 @@ class Store:
         self._connect_timeout_s = connect_timeout_s
         self._statement_timeout_s = statement_timeout_s
         self._pool: asyncpg.Pool[Row] | None = None
+        self._bound: PoolConnectionProxy[Row] | None = None
         self.sql = queries()
+
+    def beside(self, *, connections: int, connect_timeout_s: float, statement_timeout_s: float) -> Store:
+        """Another store on the same database, not open yet: for calls that must not wait behind those of this one."""
+        return Store(
+            self._dsn,
+            pool_size_max=connections,
+            connect_timeout_s=connect_timeout_s,
+            statement_timeout_s=statement_timeout_s,
+        )
 
     async def open(self) -> None:
         """Connect; tries again for `connect_timeout_s` while the database is starting. Raises StoreUnavailable."""
@@ -105,6 +116,9 @@ class Store:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[PoolConnectionProxy[Row]]:
         """A connection of the pool, for a transaction. For the modules of this package, which know its `sql`."""
+        if self._bound is not None:
+            yield self._bound
+            return
         if self._pool is None:
             raise StoreUnavailable("the store is closed")
         try:
@@ -119,6 +133,14 @@ class Store:
             if isinstance(error, StoreUnavailable) or not is_transient(error):
                 raise
             raise StoreUnavailable(f"the database is away: {in_words(error)}") from error
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Store]:
+        """This store for calls that stand or fall together, one after the other on one connection."""
+        async with self.connection() as connection, connection.transaction():
+            together = copy(self)
+            together._bound = connection
+            yield together
 
     async def fetch(self, query: str, *args: object) -> list[Row]:
         """The rows of a statement of `farebox/sql`. For the modules of this package."""
@@ -155,7 +177,8 @@ class Store:
     async def insert_events(self, events: Sequence[bytes]) -> int:
         """Post `events` (JSON objects, UTF-8, members named like `UsageEvent`'s fields); how many were new.
 
-        All or none. Harmless to repeat. An event stored as `farebox_cut` is corrected by one that is not.
+        All or none. Harmless to repeat. An event stored as `farebox_cut` is corrected by one that is not, or that
+        knows what was only held. What was reserved for an event is settled by it.
         """
         document = (b"[" + b",".join(events) + b"]").decode()
         added: int = 0

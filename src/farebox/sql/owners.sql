@@ -1,0 +1,13 @@
+-- Owners of reservations at their end. What they do while they live is in budgets.sql.
+
+-- name: end_owner
+-- One that still holds something stays, to be swept.
+DELETE FROM farebox.owner
+WHERE id = $1 AND NOT EXISTS (SELECT FROM farebox.reservation WHERE owner = $1 AND state = 'open')
+RETURNING id
+
+-- name: held_by
+-- By the labels of their owners, which are minted: a number means another owner in another database.
+-- $2: how many at most.
+SELECT id FROM farebox.reservation
+WHERE owner IN (SELECT id FROM farebox.owner WHERE label = ANY ($1)) AND state = 'open' ORDER BY id LIMIT $2
