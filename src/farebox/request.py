@@ -36,9 +36,15 @@ TAG_VALUE_CHARS_MAX = 256
 """Tags past the count, and tags with a longer name or value, are dropped."""
 
 WATCHED_MEMBERS = frozenset(
-    ("model", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "stream_options")
+    (
+        *("model", "stream", "stream_options", "service_tier"),
+        *("max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of"),
+        *("messages", "prompt", "tools", "background", "conversation", "previous_response_id"),
+    )
 )
-"""Members whose repetition could make a provider do something other than what farebox read."""
+"""Members whose repetition could make a provider do something other than what farebox read, or cost more.
+
+The Responses API's `input` is watched as well, where it is asked for: in other bodies tools' calls are full of it."""
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
@@ -61,6 +67,8 @@ class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
     service_tier: str | None = None
     background: bool = False
     """`background` is exactly `true`: a response that goes on after this exchange."""
+    store: bool | None = None
+    """`store`, where it is exactly `true` or `false`: whether the provider keeps the answer."""
     session: str | None = None
     end_user: str | None = None
 
@@ -86,6 +94,7 @@ class _Body(msgspec.Struct):
     n: msgspec.Raw = _RAW
     service_tier: msgspec.Raw = _RAW
     background: msgspec.Raw = _RAW
+    store: msgspec.Raw = _RAW
     user: msgspec.Raw = _RAW
     safety_identifier: msgspec.Raw = _RAW
     session_id: msgspec.Raw = _RAW
@@ -148,6 +157,7 @@ def read_facts(operation: Operation, body: bytes) -> RequestFacts:
         n=_whole(members.n),
         service_tier=_identifier(members.service_tier),
         background=_is_true(members.background),
+        store=_truth(members.store),
         session=_identifier(members.session_id)
         or (_identifier(metadata.session_id) if metadata is not None else None)
         or claimed_session
@@ -158,6 +168,10 @@ def read_facts(operation: Operation, body: bytes) -> RequestFacts:
 
 def _small(raw: msgspec.Raw) -> bytes:
     return bytes(raw) if memoryview(raw).nbytes <= MEMBER_BYTES_MAX else b""
+
+
+def _truth(raw: msgspec.Raw) -> bool | None:
+    return {b"true": True, b"false": False}.get(_small(raw)) if raw else None
 
 
 def _is_true(raw: msgspec.Raw) -> bool:
@@ -307,12 +321,18 @@ def parse_tags(header: str) -> dict[str, str]:
 
 # -- repeated members ----------------------------------------------------------------------------
 
-_WATCHED_NAME = re.compile(rb'"(' + b"|".join(sorted(name.encode() for name in WATCHED_MEMBERS)) + rb')"[ \t\r\n]*:')
+
+def _naming(names: Iterable[str]) -> re.Pattern[bytes]:
+    return re.compile(rb'"(' + b"|".join(sorted(name.encode() for name in names)) + rb')"[ \t\r\n]*:')
+
+
+_WATCHED_NAME = _naming(WATCHED_MEMBERS)
+_WATCHED_NAME_OR_INPUT = _naming((*WATCHED_MEMBERS, "input"))
 _ESCAPED_LETTER = re.compile(rb"\\u00(?:5[fF]|[67])")
 
 
-def duplicate_members(body: bytes) -> frozenset[str]:
-    """Those of WATCHED_MEMBERS that stand more than once at the top level of `body`.
+def duplicate_members(body: bytes, *, inputs: bool = False) -> frozenset[str]:
+    """Those of WATCHED_MEMBERS (with `inputs` of `input`, too) that stand more than once at the top level of `body`.
 
     Exact, whatever escapes the names are spelt with. All of them where the body takes too long to
     walk; none where it is no readable JSON object, of which `read_facts` reads nothing either.
@@ -320,11 +340,11 @@ def duplicate_members(body: bytes) -> frozenset[str]:
     """
     if decode_members(body, _BODY) is None:
         return frozenset()
-    names = _WATCHED_NAME.findall(body)
+    names = (_WATCHED_NAME_OR_INPUT if inputs else _WATCHED_NAME).findall(body)
     if len(names) == len(set(names)) and _ESCAPED_LETTER.search(body) is None:
         return frozenset()
     members = top_members(body)
     if members is None:
         return WATCHED_MEMBERS
     counts = Counter(member.name for member in members)
-    return frozenset(name for name in WATCHED_MEMBERS if counts[name] > 1)
+    return frozenset(name for name in (*WATCHED_MEMBERS, *(("input",) if inputs else ())) if counts[name] > 1)

@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 
 from farebox import paths, routing
+from farebox.bounds import bound_of, refine
 from farebox.config import Config, Provider
 from farebox.errors import BadRequest, Refusal
 from farebox.pricing import Pricer, Quote
@@ -33,8 +34,6 @@ rough     by another maker's tokenizer: the model's own is not known here
 
 _PUBLISHERS = ("openai", "anthropic", "google", "x-ai", "mistral", "deepseek", "cohere", "moonshotai", "zai")
 """Whose list is asked first for a model that no provider of the config is for."""
-_TURN_TOKENS_MAX = 16
-"""What a chat template may put around a turn, at most, in the templates that are public."""
 _PATHS: dict[Operation, str] = {
     "chat": "/v1/chat/completions",
     "completions": "/v1/completions",
@@ -48,7 +47,7 @@ class Sizing(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a request before it is sent. Money is exact; None: not known.
 
     input_tokens         the count, and by `counted_by` (an encoding of tiktoken) how `certainty` says
-    input_tokens_max     no more than this (None: it has parts that are not text)
+    input_tokens_max     no more than this, as a budget holds it (None: nobody can say, as of a picture)
     output_tokens_max    no more than this: the request's own limit, else the model's, else the rest of its window
     fits                 the input as counted, and the output the request asks for, are within the window
     fits_surely          the same for `input_tokens_max`
@@ -119,8 +118,14 @@ class Sizer:
         facts = read_facts(operation, body)
         model = model or facts.model
         estimate = self._tokens.estimate_input(operation, model, body)
-        counted = _counted(estimate, read_prompt(operation, body), is_own(model), b'"schema"' in body)
+        bound = self._bound(operation, body, msgspec.structs.replace(facts, model=model))
+        counted = _counted(estimate, read_prompt(operation, body), bound, is_own(model), b'"schema"' in body)
         return self._sizing(operation, model, counted, facts)
+
+    def _bound(self, operation: Operation, body: bytes, facts: RequestFacts) -> int | None:
+        """The most the input can be, as a budget would hold it after counting; None where there is no bound."""
+        bound = bound_of(operation, body, facts, max_output=None, assumed_max_output=1)
+        return None if bound.reason else refine(operation, body, bound, facts.model, self._tokens).input_tokens
 
     def _sizing(self, operation: Operation, model: str | None, counted: _Counted, facts: RequestFacts) -> Sizing:
         seller = self._seller(operation, model)
@@ -204,16 +209,12 @@ def operation_of(body: bytes, model: str | None) -> Operation:
     raise BadRequest("The body has none of messages, input and prompt: there is nothing to count.")
 
 
-def _counted(estimate: InputEstimate, prompt: Prompt, own: bool, schema: bool) -> _Counted:
+def _counted(estimate: InputEstimate, prompt: Prompt, bound: int | None, own: bool, schema: bool) -> _Counted:
     plain = not (prompt.messages or prompt.tools or schema or estimate.non_text_parts or estimate.extrapolated)
     certainty: Certainty = "rough" if not own else "exact" if plain else "estimate"
-    if estimate.non_text_parts:
-        return _Counted(estimate.tokens, None, certainty)
     if plain and own:
         return _Counted(estimate.tokens, estimate.tokens, certainty)
-    # No tokenizer in use makes two tokens of one byte.
-    most = _bytes_of(prompt.texts) + prompt.unread_bytes + prompt.token_ids + (prompt.messages + 1) * _TURN_TOKENS_MAX
-    return _Counted(estimate.tokens, max(most, estimate.tokens), certainty)
+    return _Counted(estimate.tokens, None if bound is None else max(bound, estimate.tokens), certainty)
 
 
 def _within(window: int | None, tokens: int | None, asked: int | None) -> bool | None:

@@ -76,7 +76,7 @@ def _show(sizing: Sizing) -> None:
     lines = [
         ("model", plain(sizing.model)),
         ("tokens", f"{sizing.input_tokens:,}  ({_HOW[sizing.certainty]}, {sizing.counted_by})"),
-        ("at most", _number(sizing.input_tokens_max, "can't be said: it has parts that are not text")),
+        ("at most", _number(sizing.input_tokens_max, "can't be said: not all of it is text in the request")),
         ("context window", _number(sizing.context_window, "not known") + _fits(sizing)),
         ("output at most", _number(sizing.output_tokens_max, "not known")),
         ("input cost", _usd(sizing.input_cost_usd)),

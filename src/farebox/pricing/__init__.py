@@ -3,7 +3,8 @@
 The way of a price: an entry (`entry`) comes from the snapshot (`shipped`, made by `genai`), from
 Postgres, or from a provider's config (`configured`). A `PriceBook` finds the entry of a model
 (`matching`, `publishers`), `tables` picks the period, the variant and the context tier that hold,
-`buckets` splits the usage, `amounts` multiplies. `Pricer` does all of it for one event.
+`buckets` splits the usage, `amounts` multiplies. `Pricer` does all of it for one event; what a call within
+a bound may cost at most is in `most`.
 
 Storing entries, refreshing them and correcting rows is left to others.
 """

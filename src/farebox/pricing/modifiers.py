@@ -85,17 +85,23 @@ def served(event: UsageEvent) -> Served:
             return PLAIN
         if not isinstance(raw, dict):
             return PLAIN
-    needs = []
-    speed, place = _word(raw.get("speed")), _word(raw.get("inference_geo"))
-    if speed not in _SPEEDS:
-        needs.append((("speed", speed),))
-    if place not in _PLACES:
-        needs.append((("inference_geo", place),))
+    needs = [*way_needs(raw)]
     if size := _word(raw.get("search_context_size")):
         needs.append((("search_context_size", size),))
     # Groq's compound systems: other models, and tools whose fees no member tells. And what was too large to keep.
     unpriceable = _draws(raw) or bool(raw.get("usage_breakdown")) or lacks(raw, _READ)
     return Served(tuple(needs), tuple(_parts(raw)), unpriceable)
+
+
+def way_needs(said: Mapping[str, Any]) -> tuple[Need, ...]:
+    """What `speed` and `inference_geo` ask of the price, in a usage object or a request; nothing if ordinary."""
+    needs: list[Need] = []
+    speed, place = _word(said.get("speed")), _word(said.get("inference_geo"))
+    if speed not in _SPEEDS:
+        needs.append((("speed", speed),))
+    if place not in _PLACES:
+        needs.append((("inference_geo", place),))
+    return tuple(needs)
 
 
 def _parts(raw: Mapping[str, Any]) -> Iterator[Part]:

@@ -16,7 +16,7 @@ import msgspec
 from farebox.config import Provider
 from farebox.dialects import PROFILES, Profile
 from farebox.dialects.usage import read_usage
-from farebox.pricing import tables
+from farebox.pricing import most, tables
 from farebox.pricing.amounts import ZERO, tidy, tokens_usd, units_usd
 from farebox.pricing.book import Lineage, PriceBook, keep
 from farebox.pricing.configured import Overrides
@@ -28,7 +28,8 @@ from farebox.pricing.tables import EXACT, Table, Tariff
 from farebox.records import UsageEvent
 
 NAMES_MAX = 4_096
-"""Models of providers whose entries are kept at hand. Past it the oldest is forgotten, and searched again."""
+"""Models of providers whose entries are kept at hand, and ways in which they are bounded. Past it the oldest is
+forgotten, and searched again."""
 TARIFFS_MAX = 16_384
 """Worked-out rates kept. Past it the oldest are forgotten, and worked out again."""
 
@@ -74,6 +75,7 @@ class Pricer:
         self._overrides = {name: Overrides(one) for name, one in providers.items() if one.prices}
         self._known: dict[tuple[str, str | None, str | None], tuple[_Candidate, ...]] = {}
         self._tariffs: dict[tuple[str, int, tuple[int, ...]], Tariff] = {}
+        self._ways: dict[tuple[object, ...], tuple[Tariff, ...]] = {}
 
     def price(self, event: UsageEvent) -> None:
         """Set `cost_usd`, `cost_source` and `price_id` of `event`, and nothing else.
@@ -125,6 +127,41 @@ class Pricer:
             max_output_tokens=price.max_output,
         )
 
+    def bound(
+        self,
+        provider: str,
+        model: str,
+        tier: str | None,
+        input_tokens: int,
+        output_tokens: int,
+        at: datetime,
+        *,
+        dearest: bool,
+        served: tuple[tuple[str, str], ...] = (),
+    ) -> Decimal | None:
+        """The most that a call of text with so many tokens, or fewer, costs in US dollars; None: unpriced.
+
+        By the entry of `model` as the request names it; an answer under another name may be dearer. `tier` is the
+        service tier asked for, `served` its `speed` and `inference_geo` by name. `dearest`: also as the provider may
+        serve it instead. `at` must be the `started_at` that the row will have: prices differ by the hour.
+        """
+        at = _utc(at)
+        found = self._entry(provider, model, None, at)
+        if found is None:
+            return None
+        price, borrowed = found
+        # What holds may change with the minute, no faster.
+        key = (price.id, borrowed, tier, served, dearest, int(at.timestamp()) // 60)
+        tariffs = self._ways.get(key)
+        if tariffs is None:
+            # A cloud may price another's models otherwise than its publisher as soon as it is not the ordinary way.
+            plain = {()} if not most.needs_of(tier, served) else set()
+            ways = plain if borrowed else most.ways(price, tier, served, at, dearest=dearest)
+            period = tables.period(price, at)
+            tariffs = tuple(self._tariff(price, period, way) for way in ways)
+            keep(self._ways, key, tariffs, NAMES_MAX)
+        return most.most_usd(tariffs, input_tokens, output_tokens)
+
     def _parts_usd(
         self, event: UsageEvent, parts: tuple[Part, ...], needs: tuple[Need, ...], at: datetime
     ) -> Decimal | None:
@@ -148,6 +185,15 @@ class Pricer:
         self, provider: str, model: str | None, asked: str | None, needs: tuple[Need, ...], at: datetime
     ) -> tuple[Price, Tariff] | None:
         """The entry in force and its rates; None without an entry, or where it has no price for `needs`."""
+        found = self._entry(provider, model, asked, at)
+        if found is None:
+            return None
+        price, borrowed = found
+        chosen = (tables.variants(price, needs, at) if not borrowed else None) if needs else ()
+        return None if chosen is None else (price, self._tariff(price, tables.period(price, at), chosen))
+
+    def _entry(self, provider: str, model: str | None, asked: str | None, at: datetime) -> tuple[Price, bool] | None:
+        """The entry in force, and whether it is borrowed."""
         key = (provider, model, asked)
         known = self._known.get(key)
         if known is None:
@@ -155,14 +201,8 @@ class Pricer:
             keep(self._known, key, known, NAMES_MAX)
         for candidate in known:
             price = candidate.lineage.on(at.date(), candidate.name)
-            if price is None:
-                continue
-            if candidate.borrowed and needs:
-                return None
-            chosen = tables.variants(price, needs, at) if needs else ()
-            if chosen is None:
-                return None
-            return price, self._tariff(price, tables.period(price, at), chosen)
+            if price is not None:
+                return price, candidate.borrowed
         return None
 
     def _tariff(self, price: Price, period: int, variants: tuple[int, ...]) -> Tariff:

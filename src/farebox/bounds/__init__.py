@@ -1,0 +1,13 @@
+"""How much a request can use before it is sent, and how to make it use less. Pure.
+
+`bound` says the most, in tokens, or why nobody can (`contents`: what is read, `growth`: what normalising
+adds, `outputs`: what may be written, `longest`: where nothing limits that). `clamp` lowers the limit of
+what is written. What it costs is `pricing`'s business, how much of it is held `admission`'s.
+"""
+
+from farebox.bounds.bound import Bound, bound_of, refine
+from farebox.bounds.clamp import OUTPUT_TOKENS_MIN, clamp
+from farebox.bounds.longest import longest_output
+from farebox.bounds.outputs import TOKENS_MAX
+
+__all__ = ["OUTPUT_TOKENS_MIN", "TOKENS_MAX", "Bound", "bound_of", "clamp", "longest_output", "refine"]
