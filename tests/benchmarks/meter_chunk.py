@@ -58,7 +58,7 @@ def chunks(frame: bytes) -> list[bytes]:
     return [frame % (WORDS[n % 10], padding[n], n) for n in range(CHUNKS)]
 
 
-def meter(operation: Operation, family: Family, *, withhold: bool) -> Meter:
+def meter(operation: Operation, family: Family, *, withhold: bool, cuttable: bool) -> Meter:
     return Meter(
         operation=operation,
         family=family,
@@ -69,6 +69,7 @@ def meter(operation: Operation, family: Family, *, withhold: bool) -> Meter:
         content_type="text/event-stream",
         content_encoding="",
         event_bytes_max=1 << 20,
+        cuttable=cuttable,
     )
 
 
@@ -77,9 +78,11 @@ def cost(work: Callable[[], object], times: int) -> float:
     return min(timeit.repeat(work, number=1, repeat=ROUNDS)) / times * 1e9
 
 
-def feed_cost(operation: Operation, family: Family, pieces: list[bytes], *, withhold: bool = False) -> float:
+def feed_cost(
+    operation: Operation, family: Family, pieces: list[bytes], *, withhold: bool = False, cuttable: bool = False
+) -> float:
     def run() -> None:
-        feed = meter(operation, family, withhold=withhold).feed
+        feed = meter(operation, family, withhold=withhold, cuttable=cuttable).feed
         for _ in range(PASSES):
             for piece in pieces:
                 feed(piece, 1.0)
@@ -106,6 +109,12 @@ def main() -> None:
     print(f"{feed_cost('chat', 'openai', chunks(TOOL)):8.0f} ns  feed, tool call arguments")
     print(f"{feed_cost('messages', 'anthropic', chunks(MESSAGES)):8.0f} ns  feed, messages")
     print(f"{feed_cost('responses', 'openai', chunks(RESPONSES)):8.0f} ns  feed, responses")
+    print("of a stream that may have to be cut")
+    print(f"{feed_cost('chat', 'openai', chat, cuttable=True):8.0f} ns  feed")
+    print(f"{feed_cost('chat', 'openai', halves(chat), cuttable=True):8.0f} ns  feed, every frame cut")
+    print(f"{feed_cost('chat', 'openai', chunks(TOOL), cuttable=True):8.0f} ns  feed, tool call arguments")
+    print(f"{feed_cost('messages', 'anthropic', chunks(MESSAGES), cuttable=True):8.0f} ns  feed, messages")
+    print(f"{feed_cost('responses', 'openai', chunks(RESPONSES), cuttable=True):8.0f} ns  feed, responses")
     print("for comparison")
     searches: dict[str, Callable[[], object]] = {
         "b'\"usage\":{' in chunk": lambda: b'"usage":{' in sample,

@@ -36,6 +36,7 @@ class _Event(msgspec.Struct):
     model: Any = None
     service_tier: Any = None
     content: Any = None
+    container: Any = None
     stop_reason: Any = None
 
 
@@ -76,9 +77,11 @@ class MessagesWire:
         notes.head(message.model, message.service_tier, message.id)
         notes.add_usage(message.usage)
         notes.report(read_fault({"error": message.error}))
+        notes.add_stored("container", mapping(message.container).get("id"))
         for block in message.content if isinstance(message.content, list) else []:
             if isinstance(block, dict):
                 notes.content = True
+                _read_written(block, notes)
                 if block.get("type") in _CALLS:
                     notes.tools.add(_name(block), block.get("input"))
         return True
@@ -106,11 +109,13 @@ def _read_start(event: _Event, notes: Notes) -> None:
     if notes.add_usage(message.get("usage")):
         notes.provisional = True
     notes.report(read_fault(message))
+    notes.add_stored("container", mapping(message.get("container")).get("id"))
 
 
 def _read_message_delta(event: _Event, notes: Notes) -> None:
     delta = mapping(event.delta)
     notes.head(delta.get("model"), None, None)
+    notes.add_stored("container", mapping(delta.get("container")).get("id"))
     # A few servers put the usage into the delta itself.
     for usage in (mapping(delta.get("usage")), mapping(event.usage)):
         if notes.add_usage(usage) and count(usage.get("output_tokens")) is not None:
@@ -122,10 +127,19 @@ def _read_message_delta(event: _Event, notes: Notes) -> None:
 def _read_block(event: _Event, notes: Notes) -> Kind:
     """The start of a content block: here a tool call has its name."""
     block = mapping(event.content_block)
+    _read_written(block, notes)
     if block.get("type") in _CALLS:
         notes.tools.start(_slot(event), block.get("id"), _name(block), block.get("input"))
         return Kind.NEWS_AND_TEXT
     return Kind.NEWS_AND_TEXT if any(block.get(key) for key in ("text", "thinking")) else Kind.EMPTY
+
+
+def _read_written(block: Any, notes: Notes) -> None:
+    """Note the files that code, which ran at the provider, wrote."""
+    if str(block.get("type", "")).endswith("code_execution_tool_result"):
+        written = mapping(block.get("content")).get("content")
+        for one in written if isinstance(written, list) else ():
+            notes.add_stored("file", mapping(one).get("file_id"))
 
 
 def _read_delta(event: _Event, notes: Notes) -> Kind:

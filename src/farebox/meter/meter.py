@@ -13,6 +13,7 @@ from farebox.meter.reading import Notes, Reading
 from farebox.meter.responses import ResponsesWire
 from farebox.meter.sample import NO_TEXT, Text
 from farebox.meter.stream import StreamMeter
+from farebox.meter.terminals import Tokens, watch
 from farebox.meter.wire import Wire
 from farebox.records import Family, Operation
 
@@ -33,8 +34,12 @@ class Meter:
     unless `withhold_usage` asks to take out the usage-only frame farebox itself caused. A
     compressed answer is read from a decoded copy and passes whole.
 
+    `cuttable`: the stream may have to be ended by farebox (`cut`), so it is watched for that, and its
+    text is counted (`output_bytes`). `choices` is how many answers were asked for.
+
     `now` is a reading of a monotonic clock, in seconds. Memory: one event of
-    `event_bytes_max`, or a body of `body.BODY_BYTES_MAX`, and a sample of the text.
+    `event_bytes_max`, or a body of `body.BODY_BYTES_MAX`, and a sample of the text; of a `cuttable`
+    Responses stream also its output so far, up to `responses_terminal.OUTPUT_BYTES_MAX`.
     """
 
     def __init__(
@@ -49,6 +54,8 @@ class Meter:
         content_type: str,
         content_encoding: str,
         event_bytes_max: int,
+        cuttable: bool = False,
+        choices: int = 1,
     ) -> None:
         decoder = Decoder(content_encoding, feed_bytes_max=DECODED_BYTES_MAX)
         self._decoder = None if decoder.identity else decoder
@@ -56,6 +63,7 @@ class Meter:
         self._wire = _wire_of(operation, family)
         self._stream_asked = stream
         self._withhold = withhold_usage and self._decoder is None
+        self._watch = watch(operation, family, choices) if cuttable else None
         self._status = status
         self._content_type = content_type.partition(";")[0].strip().lower()
         self._event_bytes_max = event_bytes_max
@@ -71,11 +79,67 @@ class Meter:
         """The event that ends the answer was fed; for a JSON body: it ended and could be read."""
         return self._notes.terminal or (self._body is not None and self._notes.whole_body)
 
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of generated text so far (text, reasoning, tool calls); only counted in a `cuttable` stream."""
+        return self._stream.output_bytes if self._stream is not None else 0
+
+    @property
+    def generating(self) -> bool:
+        """Whether a `cuttable` stream is still being written: not when only its usage and its end are missing, which
+        cost nothing and are worth waiting for."""
+        return self._stream is None or self._stream.generating
+
+    @property
+    def cuttable(self) -> bool:
+        """Whether `cut` may still give frames: it is, or may become, an uncompressed stream that can be followed."""
+        if self._watch is None or self._decoder is not None or self._body is not None or self._ended:
+            return False
+        return self._stream is None or self._stream.cuttable
+
+    def cut(self, usage: Tokens | None) -> bytes | None:
+        """The frames that end the stream here as its dialect ends one at the output limit. Feed nothing after them.
+
+        None while the stream stands inside a frame, or before its first event: feed on and ask again, as long
+        as `cuttable`. Empty when the stream has ended by itself. `usage`, the input and output tokens so far,
+        only where the client is to see them: it asked for the usage frame, or the dialect always has one
+        (Messages, Responses).
+        """
+        if self._stream is None or self._decoder is not None or self._ended:
+            return None
+        return self._stream.cut(usage)
+
+    @property
+    def stored_id(self) -> str | None:
+        """The answer's own id, as soon as it is known."""
+        return self._notes.response_id
+
+    @property
+    def stored(self) -> dict[str, str]:
+        """Ids of what the provider stored along with the answer so far, and what each is."""
+        return self._notes.stored
+
     def feed(self, chunk: bytes, now: float) -> bytes:
         """Read `chunk`, which arrived at `now`; returns what to forward at once (maybe nothing)."""
         if self._stream is not None and self._decoder is None:
             return self._stream.feed(chunk, now)
         return self._route(chunk, now)
+
+    def feed_frame(self, chunk: bytes, now: float) -> bytes:
+        """Read `chunk` only up to the first place where `cut` gives frames; what to forward of that.
+
+        For a stream that is to be cut and whose chunks end anywhere. Where it is `generating` and `cut` gives
+        frames afterwards, the rest of `chunk` may not have been read; else all of it was.
+        """
+        out: list[bytes] = []
+        position = 0
+        while position < len(chunk):
+            end = chunk.find(b"\n", position) + 1 or len(chunk)
+            out.append(self.feed(chunk[position:end], now))
+            position = end
+            if self.generating and self.cut(None) is not None:
+                break
+        return b"".join(out)
 
     def eof(self) -> bytes:
         """The provider's body ended, or broke off: returns what was still held back."""
@@ -168,7 +232,11 @@ class Meter:
             return False
         if kind:
             self._stream = StreamMeter(
-                self._wire, self._notes, withhold=self._withhold, event_bytes_max=self._event_bytes_max
+                self._wire,
+                self._notes,
+                withhold=self._withhold,
+                event_bytes_max=self._event_bytes_max,
+                watch=self._watch,
             )
         else:
             self._body = BodyMeter(self._wire, self._notes, status=self._status)

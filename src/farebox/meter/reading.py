@@ -18,6 +18,8 @@ from farebox.dialects.values import count, mapping, text, word
 from farebox.meter.tools import ToolTally
 from farebox.records import Operation, ToolCall, Usage
 
+STORED_MAX = 1000
+"""Ids of stored objects taken from one answer; those of further ones are not known to be anybody's."""
 USAGE_RAW_BYTES_MAX = 16 * 1024
 """Of a larger usage object only the plain members are kept, and the names of the others (`dialects.raw`)."""
 CHOICES_MAX = 128
@@ -73,6 +75,8 @@ class Notes:
         self.model: str | None = None
         self.service_tier: str | None = None
         self.response_id: str | None = None
+        self.stored: dict[str, str] = {}
+        """Ids of what the provider stored along with the answer, and what it is (`item`, `container` ...)."""
         self.tools = ToolTally()
         self.fault: Fault | None = None
         self.units: dict[str, int | float] = {}
@@ -103,6 +107,11 @@ class Notes:
             self.service_tier = text(tier) or self.service_tier
         if self.response_id is None:
             self.response_id = text(response_id)
+
+    def add_stored(self, kind: str, id: Any) -> None:
+        """Note the id of something that the provider stored."""
+        if isinstance(id, str) and id and len(self.stored) < STORED_MAX:
+            self.stored[id] = kind
 
     def add_usage(self, usage: Any) -> bool:
         """Note a usage object that speaks for the whole answer so far; whether it is one."""

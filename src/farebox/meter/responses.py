@@ -50,6 +50,7 @@ class _Response(msgspec.Struct):
     usage: Any = None
     tool_usage: Any = None
     output: Any = None
+    conversation: Any = None
 
 
 _EVENTS = Reader(_Event)
@@ -110,6 +111,7 @@ def _read_snapshot(response: Any, notes: Notes, *, terminal: bool) -> None:
     notes.head(response.get("model"), response.get("service_tier"), response.get("id"))
     notes.add_usage(response.get("usage"))
     notes.add_sibling("tool_usage", response.get("tool_usage"))
+    notes.add_stored("conversation", mapping(response.get("conversation")).get("id"))
     if not terminal:
         return
     notes.terminal = True
@@ -125,6 +127,8 @@ def _read_item(item: Any, notes: Notes) -> bool:
     if not isinstance(item, dict):
         return False
     notes.items += 1
+    notes.add_stored("item", item.get("id"))
+    notes.add_stored("container", item.get("container_id"))
     kind = item.get("type")
     if not isinstance(kind, str) or not kind.endswith("_call"):
         notes.content = True

@@ -13,6 +13,7 @@ from farebox.meter.documents import find_object
 from farebox.meter.reading import Notes
 from farebox.meter.sample import Sample, Text
 from farebox.meter.template import Template
+from farebox.meter.terminals import Tokens, Watch
 from farebox.meter.wire import Kind, Wire
 from farebox.meter.withhold import Withholder
 from farebox.sse import Frame, Splitter
@@ -31,11 +32,14 @@ _MODEL = re.compile(rb'"model"\s{0,4}:\s{0,4}"([^"\\]{1,256})"')
 class StreamMeter:
     """The reader of one event stream."""
 
-    def __init__(self, wire: Wire, notes: Notes, *, withhold: bool, event_bytes_max: int) -> None:
+    def __init__(
+        self, wire: Wire, notes: Notes, *, withhold: bool, event_bytes_max: int, watch: Watch | None = None
+    ) -> None:
         self._wire = wire
         self._notes = notes
         self._splitter = Splitter(event_bytes_max)
         self._withholder = Withholder() if withhold else None
+        self._watch = watch
         self._template: Template | None = None
         self._lessons = 0
         self._aligned = False
@@ -45,11 +49,17 @@ class StreamMeter:
 
     def feed(self, chunk: bytes, now: float) -> bytes:
         """Note what `chunk` says and return what may go on to the client. Never raises."""
-        template = self._template
-        if template is not None and self._aligned and template.covers(chunk):
+        template, watch = self._template, self._watch
+        if (
+            template is not None
+            and self._aligned
+            and (template.covers(chunk) if watch is None else watch.covers(template, chunk))
+        ):
             self._sample.add(chunk)
             return chunk
         if self._stopped:
+            if watch is not None:
+                watch.unread(chunk)
             return chunk
         try:
             if len(chunk) > PIECE_BYTES:
@@ -73,6 +83,31 @@ class StreamMeter:
             return self._stop()
         return withholder.release() if withholder is not None else b""
 
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of generated text so far; 0 where nobody watches."""
+        return self._watch.output_bytes if self._watch is not None else 0
+
+    @property
+    def generating(self) -> bool:
+        """Whether more text is to come, as far as anybody watches."""
+        return self._watch is None or self._watch.generating
+
+    @property
+    def cuttable(self) -> bool:
+        """Whether it is watched and can still be followed."""
+        return self._watch is not None and not self._stopped and not self._watch.broken
+
+    def cut(self, usage: Tokens | None) -> bytes | None:
+        """The frames that end the stream properly here; None inside a frame, or where nothing can. Never raises."""
+        # What is held is the beginning of a frame, so between two frames nothing is.
+        if self._watch is None or self._stopped or not self._splitter.aligned:
+            return None
+        try:
+            return self._watch.ending(usage)
+        except Exception:
+            return None
+
     def text(self) -> Text:
         """The generated text seen so far."""
         return self._sample.text(self._wire)
@@ -91,6 +126,8 @@ class StreamMeter:
 
     def _read(self, chunk: bytes, now: float) -> bytes:
         begins_frame = self._aligned
+        if self._watch is not None:
+            self._watch.arrived(chunk)
         frames = self._splitter.feed(chunk)
         self._aligned = self._splitter.aligned
         kinds = [self._note(frame) for frame in frames]
@@ -103,6 +140,8 @@ class StreamMeter:
             if learned is not None:
                 self._template = learned
                 self._lessons += 1
+                if self._watch is not None:
+                    self._watch.learned()
         if self._withholder is None:
             return chunk
         return self._withholder.forward(
@@ -118,12 +157,16 @@ class StreamMeter:
         if not frame.whole:
             notes.unparsed += 1
             self._salvage(frame, data)
+            if self._watch is not None:
+                self._watch.skipped(data)
             return Kind.NEWS
         kind = self._wire.event(frame.event, data, notes)
         if kind == Kind.UNREADABLE:
             kind = self._note_lines(frame, data)
             if kind == Kind.UNREADABLE and not cut:
                 notes.unparsed += 1
+        elif self._watch is not None:
+            self._watch.note(frame.event, data)
         if kind in (Kind.TEXT, Kind.NEWS_AND_TEXT):
             notes.content = True
             self._sample.add_event(data)
@@ -137,6 +180,8 @@ class StreamMeter:
                 kind = self._wire.event(frame.event, line, self._notes)
                 # Such a frame is never usage alone.
                 best = max(best, min(kind, Kind.NEWS_AND_TEXT))
+                if self._watch is not None and kind != Kind.UNREADABLE:
+                    self._watch.note(frame.event, line)
         return best
 
     def _salvage(self, frame: Frame, head: bytes) -> None:

@@ -17,22 +17,25 @@ FRAME_BYTES_MAX = 4 * 1024
 HOLES_MAX = 4
 
 _HOLE = re.compile(
-    rb'"(?:content|text|delta|reasoning|reasoning_content|thinking|obfuscation|p)"\s{0,2}:\s{0,2}"([^"\\]*)"'
+    rb'"(?:content|text|delta|reasoning|reasoning_content|thinking)"\s{0,2}:\s{0,2}"([^"\\]*)"'
+    rb'|"(?:obfuscation|p)"\s{0,2}:\s{0,2}"([^"\\]*)"'
     rb'|"sequence_number"\s{0,2}:\s{0,2}([0-9]+)'
 )
 """Members whose value may change from frame to frame without meaning anything for the bill."""
+_TEXT, _FILL, _DIGITS = 1, 2, 3
 _END = b"\n\n"
 
 
 class Template:
     """The constant parts of one frame."""
 
-    __slots__ = ("_lead", "_parts")
+    __slots__ = ("_lead", "_parts", "_texts")
 
-    def __init__(self, lead: bytes, parts: list[tuple[bytes, bool]]) -> None:
+    def __init__(self, lead: bytes, parts: list[tuple[bytes, int]]) -> None:
         self._lead = lead
         # A hole ends where the first byte of its part is: a quotation mark after a string.
-        self._parts = [(part[:1], part, len(part), digits) for part, digits in parts]
+        self._parts = [(part[:1], part, len(part), kind == _DIGITS) for part, kind in parts]
+        self._texts = [(*part, kind == _TEXT) for part, (_, kind) in zip(self._parts, parts, strict=True)]
 
     @classmethod
     def learn(cls, frame: bytes) -> Template | None:
@@ -46,9 +49,9 @@ class Template:
         holes = list(_HOLE.finditer(frame))
         if not 0 < len(holes) <= HOLES_MAX:
             return None
-        edges = [(match.span(match.lastindex or 0), match.lastindex == 2) for match in holes]
+        edges = [(match.span(match.lastindex or 0), _kind(match, holes)) for match in holes]
         ends = [span[0] for span, _ in edges[1:]] + [len(frame)]
-        parts = [(frame[span[1] : end], digits) for (span, digits), end in zip(edges, ends, strict=True)]
+        parts = [(frame[span[1] : end], kind) for (span, kind), end in zip(edges, ends, strict=True)]
         return cls(frame[: edges[0][0][0]], parts)
 
     def covers(self, chunk: bytes) -> bool:
@@ -65,3 +68,34 @@ class Template:
                     return False
                 position = end + size
         return True
+
+    def text(self, chunk: bytes) -> bytes | None:
+        """The generated text in `chunk`, as escaped in JSON; None where `covers` is False.
+
+        The same comparison; apart, because only streams that may have to be cut need the text.
+        """
+        position, length = 0, len(chunk)
+        lead, parts = self._lead, self._texts
+        found: list[bytes] = []
+        while position < length:
+            if not chunk.startswith(lead, position):
+                return None
+            position += len(lead)
+            for edge, part, size, digits, text in parts:
+                end = chunk.find(edge, position)
+                if end < 0 or not chunk.startswith(part, end) or (digits and not chunk[position:end].isdigit()):
+                    return None
+                if text:
+                    found.append(chunk[position:end])
+                position = end + size
+        return found[0] if len(found) == 1 else b"".join(found)
+
+
+def _kind(match: re.Match[bytes], holes: list[re.Match[bytes]]) -> int:
+    """What a hole holds. Reasoning that a server sends under both its names is text once."""
+    kind = match.lastindex or 0
+    if match[0].startswith(b'"reasoning') and any(
+        hole[0].startswith(b'"reasoning') and hole.start() < match.start() for hole in holes
+    ):
+        return _FILL
+    return kind
