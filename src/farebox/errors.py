@@ -6,11 +6,19 @@ Anthropic's). The provider's own errors are never rewritten and never come throu
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from math import ceil
+from typing import ClassVar, Literal
 
 import msgspec
 
 from farebox.records import Family
+
+SHORTFALLS_NAMED_MAX = 3
+"""Budgets named in one refusal; a call seldom meets more, and a message has to end."""
+_NAME_CHARS_MAX = 100
 
 
 class FareboxError(Exception):
@@ -25,10 +33,10 @@ class Refusal(FareboxError):
     to the client, so it never holds a secret or a prompt.
     """
 
-    status: ClassVar[int] = 500
-    type: ClassVar[str] = "api_error"
+    status: int = 500
+    type: str = "api_error"
     code: ClassVar[str | None] = None
-    anthropic_type: ClassVar[str] = "api_error"
+    anthropic_type: str = "api_error"
 
     def __init__(self, message: str, *, param: str | None = None, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -67,6 +75,46 @@ class Forbidden(Refusal):
     """The key is known but may not do this."""
 
     status, type, code, anthropic_type = 403, "invalid_request_error", "forbidden", "permission_error"
+
+
+class PathClosed(Refusal):
+    """A call there may cost money that farebox can't count yet, so a key with a budget may not make it."""
+
+    status, type, code, anthropic_type = 403, "invalid_request_error", "path_closed", "permission_error"
+
+    def __init__(self, method: str, path: str) -> None:
+        """`path` as the client spelt it, without its query: that may hold what nobody should read."""
+        super().__init__(
+            f"{_short(method)} {_short(path)} is closed to keys with a budget: farebox can't count yet what it costs. "
+            "A key without a budget may use it."
+        )
+
+
+class Unpriced(Refusal):
+    """A budget applies and farebox knows no price for the model."""
+
+    status, type, code, anthropic_type = 400, "invalid_request_error", "model_unpriced", "invalid_request_error"
+
+    def __init__(self, model: str, provider: str) -> None:
+        super().__init__(
+            f"farebox knows no price for the model '{_short(model)}' at the provider '{provider}', and this key has "
+            f"a budget. Who runs this farebox can set one (providers.{provider}.prices), refresh the price list "
+            "(farebox prices sync), or let such calls pass (metering.unpriced: pass).",
+            param="model",
+        )
+
+
+class NoBound(Refusal):
+    """A strict budget applies and nothing bounds what the call may cost."""
+
+    status, type, code, anthropic_type = 400, "invalid_request_error", "no_cost_bound", "invalid_request_error"
+
+    def __init__(self, reason: str, budget: str) -> None:
+        """`reason`: what about the request has no bound, as a noun: "an image", "a hosted tool"."""
+        super().__init__(
+            f"The budget '{_short(budget)}' is strict: it admits only calls whose cost has a bound before they are "
+            f"made, and {reason} has none. Leave it out, or use a key whose budget has 'admission: expected'."
+        )
 
 
 class ModelNotAllowed(Refusal):
@@ -111,6 +159,94 @@ class HeadersTooLarge(Refusal):
     status, type, code, anthropic_type = 431, "invalid_request_error", "headers_too_large", "invalid_request_error"
 
 
+class Shortfall(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget without room for a call: what it is, what stands in it, what the call needs. Amounts in `unit`."""
+
+    budget: str
+    scope: str
+    window: str
+    unit: Literal["USD", "tokens", "requests"]
+    limit: Decimal | int
+    spent: Decimal | int
+    held: Decimal | int
+    """Of calls that are not over yet."""
+    needed: Decimal | int
+    resets_at: datetime | None
+    """None: never."""
+
+    def sentence(self) -> str:
+        """All of it for a person. No subject is named: it may be somebody else's, or a claim of the client."""
+        of = "" if self.scope == "global" else f" for each {self.scope}"
+        per = "in total" if self.window == "total" else f"a {self.window}"
+        reset = "It does not reset" if self.resets_at is None else f"It resets at {_instant(self.resets_at)}"
+        return (
+            f"The budget '{_short(self.budget)}' ({_plain(self.limit)} {self.unit} {per}{of}) has no room for this "
+            f"call: {_plain(self.spent)} spent, {_plain(self.held)} held by open calls, {_plain(self.needed)} "
+            f"needed. {reset}."
+        )
+
+
+class BudgetExceeded(Refusal):
+    """A budget has no room for the call. Waiting a moment does not help, so no SDK should retry it.
+
+    402 is retried by no SDK known. 429, which some clients understand better, comes with the header
+    that OpenAI's and Anthropic's SDKs obey; there is never a `retry-after`, which would invite a retry.
+    """
+
+    status, type, code, anthropic_type = 402, "insufficient_quota", "insufficient_quota", "billing_error"
+
+    def __init__(self, shortfalls: Sequence[Shortfall], *, status: Literal[402, 429] = 402) -> None:
+        """`shortfalls`: the budgets that refuse, at least one; the first few are named."""
+        named = [shortfall.sentence() for shortfall in shortfalls[:SHORTFALLS_NAMED_MAX]]
+        super().__init__(" ".join(named), headers={"x-should-retry": "false"} if status == 429 else None)
+        self.status = status
+        self.anthropic_type = "billing_error" if status == 402 else "rate_limit_error"
+
+
+class RateLimit(msgspec.Struct, frozen=True):
+    """One of a key's limits a minute: how much of it there is, how much is left, and until when."""
+
+    limit: int
+    left: int
+    resets_at: datetime
+
+
+class RateLimited(Refusal):
+    """A key's requests a minute, tokens a minute or parallel requests are used up. Worth another try, and SDKs do.
+
+    `retry-after` is in whole seconds, at least 1. `x-ratelimit-*-requests` and `-tokens` are told for
+    those limits that the key has, in OpenAI's spelling.
+    """
+
+    status, type, code, anthropic_type = 429, "requests", "rate_limit_exceeded", "rate_limit_error"
+
+    def __init__(
+        self,
+        what: Literal["requests", "tokens", "parallel"],
+        *,
+        now: datetime,
+        requests: RateLimit | None = None,
+        tokens: RateLimit | None = None,
+        parallel_max: int | None = None,
+    ) -> None:
+        """`what` is used up; the limits are those the key has, that one among them."""
+        limit = tokens if what == "tokens" else requests if what == "requests" else None
+        if limit is None:
+            wait_s = 1
+            message = f"This key's {parallel_max} parallel requests are all under way."
+        else:
+            wait_s = _seconds(limit.resets_at, now)
+            message = f"This key's limit of {limit.limit} {what} a minute is used up; {limit.left} are left."
+        headers = {"retry-after": str(wait_s)}
+        for name, told in (("requests", requests), ("tokens", tokens)):
+            if told is not None:
+                headers[f"x-ratelimit-limit-{name}"] = str(told.limit)
+                headers[f"x-ratelimit-remaining-{name}"] = str(max(0, told.left))
+                headers[f"x-ratelimit-reset-{name}"] = f"{_seconds(told.resets_at, now)}s"
+        super().__init__(f"{message} Try again in {wait_s} s.", headers=headers)
+        self.type = "tokens" if what == "tokens" else "requests"
+
+
 class InternalError(Refusal):
     """A fault in farebox."""
 
@@ -133,3 +269,22 @@ class UpstreamTimeout(Refusal):
     """The provider did not answer in time."""
 
     status, type, code, anthropic_type = 504, "api_error", "upstream_timeout", "api_error"
+
+
+def _short(name: str) -> str:
+    """A name as far as a message should repeat it."""
+    return name if len(name) <= _NAME_CHARS_MAX else name[: _NAME_CHARS_MAX - 1] + "\u2026"
+
+
+def _plain(amount: Decimal | int) -> str:
+    """An amount in digits: exact, without exponent or idle zeros."""
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _instant(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _seconds(until: datetime, now: datetime) -> int:
+    return max(1, ceil((until - now).total_seconds()))

@@ -43,6 +43,30 @@ _TEMPLATE_WORDS = (
 _RESOURCES = frozenset(_RESOURCE_WORDS.split())
 _WORDS = frozenset(_TEMPLATE_WORDS.split())
 
+# What costs nothing although farebox does not meter it. Everything else may cost money, also what is
+# not known here: batches, images, audio, videos, fine-tuning, runs, evals, vector stores and containers
+# (storage and sessions), realtime and chat kits (media or credentials that bypass the proxy), compaction.
+_STORED_WORDS = (
+    "assistants batches chat containers conversations evals files fine_tuning messages models responses "
+    "skills threads uploads vector_stores videos"
+)
+_FREE_POST_SHAPES = (
+    "assistants assistants/* batches/*/cancel chat/completions/* conversations conversations/* "
+    "conversations/*/items detokenize files fine_tuning/jobs/*/cancel fine_tuning/jobs/*/pause "
+    "messages/batches/*/cancel messages/count_tokens responses/*/cancel responses/input_tokens "
+    "skills skills/* threads threads/* threads/*/messages threads/*/messages/* threads/*/runs/*/cancel "
+    "tokenize uploads uploads/*/cancel uploads/*/complete uploads/*/parts "
+    "vector_stores/*/file_batches/*/cancel"
+)
+_STORED = frozenset(_STORED_WORDS.split())
+"""Roots whose objects may be read and deleted."""
+_FREE_POSTS = frozenset(tuple(shape.split("/")) for shape in _FREE_POST_SHAPES.split())
+"""Counting, storing what a later (metered) call may use, renaming, stopping. `*` is an id."""
+
+
+_ADMINISTRATIVE = frozenset(("organization", "organizations"))
+"""OpenAI's and Anthropic's root of what administers a credential."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -65,6 +89,14 @@ class Target:
     endpoint: str
     administrative: bool
     """`/organization/...`: administers the credential, so it is never forwarded where keys share one."""
+    billable: bool
+    """It may cost money. Where it is not `metered` too, that money passes unseen: closed to keys with a budget."""
+
+    @property
+    def path(self) -> str:
+        """What was asked, as the client spelt it, without the query."""
+        prefix = "/v1" if self.provider is None else f"/p/{self.provider}"
+        return prefix + self.suffix.partition("?")[0]
 
     @property
     def metered(self) -> bool:
@@ -143,7 +175,12 @@ def _origin_form(raw: str) -> str:
 
 
 def _fold(path: str) -> list[str]:
-    """Segments of `path`, decoded and lower-cased, empty ones dropped; climbing ones refused."""
+    """Segments of `path`, decoded and lower-cased."""
+    return [segment.lower() for segment in segments(path)]
+
+
+def segments(path: str) -> list[str]:
+    """Segments of `path`, decoded, empty ones dropped. Raises `BadRequest` for climbing ones and odd encodings."""
     if "%" in path:
         for _ in range(3):  # `%252e` is `%2e` to a server that decodes twice
             decoded = unquote(path)
@@ -155,17 +192,20 @@ def _fold(path: str) -> list[str]:
         if any(c < " " or c == "\x7f" for c in path):
             raise BadRequest("The request target encodes a control character.")
     # `;` starts a path parameter on some servers: `/v1/organization;x/usage`, `/v1/..;/`.
-    segments = [s.partition(";")[0].lower() for s in path.replace("\\", "/").split("/") if s]
-    if "." in segments or ".." in segments:
+    parts = [s.partition(";")[0] for s in path.replace("\\", "/").split("/") if s]
+    if "." in parts or ".." in parts:
         raise BadRequest("The request target has a '.' or '..' segment.")
-    return segments
+    return parts
 
 
 def _target(method: str, inner: list[str], provider: str | None, suffix: str, *, versioned: bool) -> Target:
     operation = _operation(method, inner)
     family: Family = "anthropic" if operation == "messages" or inner[:1] == ["messages"] else "openai"
     endpoint = _endpoint(inner, operation, azure=provider is not None)
-    return Target(operation, family, provider, suffix, versioned, endpoint, "organization" in inner)
+    billable = operation != "other" or not _is_free(method, inner)
+    return Target(
+        operation, family, provider, suffix, versioned, endpoint, not _ADMINISTRATIVE.isdisjoint(inner), billable
+    )
 
 
 def _operation(method: str, inner: list[str]) -> Operation:
@@ -181,6 +221,17 @@ def _operation(method: str, inner: list[str]) -> Operation:
     if operation == "responses" and len(inner) >= 2 and inner[-2] in ("chat", "threads"):
         return "other"
     return operation
+
+
+def _is_free(method: str, inner: list[str]) -> bool:
+    """Whether a call that is not metered is known to cost nothing. Azure says `openai` or `openai/v1` first."""
+    while inner[:1] in (["openai"], ["v1"]):
+        inner = inner[1:]
+    if method in ("GET", "HEAD", "DELETE"):
+        return bool(inner) and inner[0] in _STORED
+    # An id is no word of the API: `threads/runs` starts a run, `threads/{id}` renames a thread.
+    shape = tuple(s if i == 0 or s in _WORDS or not s else "*" for i, s in enumerate(inner))
+    return method == "POST" and shape in _FREE_POSTS
 
 
 def _endpoint(inner: list[str], operation: Operation, *, azure: bool) -> str:

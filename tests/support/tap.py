@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-_REQUEST_LINE = re.compile(rb"^[A-Z]+ /\S* HTTP/1\.1\r\n", re.MULTILINE)
+_REQUEST_LINE = re.compile(rb"[A-Z]+ /\S* HTTP/1\.1\r\n")
 
 
 class Tap:
@@ -19,12 +19,13 @@ class Tap:
         self._sent: list[bytes] = []
 
     def heard(self, data: bytes) -> None:
+        """One read. A client sends its next request after the answer to the last, so none begins inside a read."""
         self._sent.append(data)
 
     @property
     def requests(self) -> list[bytes]:
         """The request lines that clients sent."""
-        return [line.strip() for line in _REQUEST_LINE.findall(b"".join(self._sent))]
+        return [line[0].strip() for data in self._sent if (line := _REQUEST_LINE.match(data)) is not None]
 
 
 @asynccontextmanager
