@@ -586,3 +586,29 @@ while True:
         done.outcome = "complete"
         journal.end(done.id.bytes, encode(done))
 """
+
+
+async def test_settled_waits_for_what_was_recorded_and_for_no_more(tmp_path: Path) -> None:
+    """Whoever waits for its own events is done when they are stored, though others keep coming; it hurries a lazy drain
+    and says when time was up."""
+    database = Database()
+    stored = 0
+
+    def count() -> None:
+        nonlocal stored
+        stored += 1
+
+    async with running(tmp_path, database.write, interval_s=3600, stored=count) as ledger:
+        assert await ledger.settled(0)
+        ledger.record(event())
+        waiting = asyncio.create_task(ledger.settled(WAIT_S))
+        while not waiting.done():
+            ledger.record(event())
+            await asyncio.sleep(0)
+        assert await waiting
+        assert ledger.backlog.events > 0
+        assert stored > 0
+        database.away = OSError()
+        ledger.record(event())
+        assert not await ledger.settled(0.05)
+        database.away = None

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from farebox.budgets import CONNECTIONS
 from farebox.config import Config
 from farebox.embedded_postgres import EmbeddedPostgres, running_dsn
 from farebox.store import Store
@@ -29,7 +30,7 @@ async def open_database(config: Config, *, join: bool = True) -> AsyncIterator[s
     if running is not None:
         yield running
         return
-    pools = config.server.workers * config.database.pool_size_max
+    pools = config.server.workers * (config.database.pool_size_max + CONNECTIONS)
     postgres = EmbeddedPostgres(folder, connections_max=pools + COMMAND_CONNECTIONS)
     await postgres.start()
     try:

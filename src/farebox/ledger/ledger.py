@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -43,7 +43,9 @@ class Ledger:
     """Journal and drain of one process. `open`, then `begin` and `record` from the event loop's thread, then `close`.
 
     `open_journal(folder)` opens or raises JournalLocked; `deliver` retries until a batch is stored; `cut_off`
-    is told of each event that is made here: that of a call which a crash left open.
+    is told of each event that is made here: that of a call which a crash left open; `stored` whenever
+    events have reached Postgres; `adopted` of the folder of a journal that had another owner, when all that
+    was in it has and while its lock is held, and whether all of it could be read.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class Ledger:
         adopt_every_s: float = _ADOPT_EVERY_S,
         now: Callable[[], float] = time.time,
         cut_off: Callable[[UsageEvent], None] = lambda event: None,
+        stored: Callable[[], None] = lambda: None,
+        adopted: Callable[[Path, bool], Awaitable[None]] | None = None,
     ) -> None:
         self._folder = folder
         self._open_journal = open_journal
@@ -66,6 +70,8 @@ class Ledger:
         self._adopt_every_s = adopt_every_s
         self._now = now
         self._cut_off = cut_off
+        self._stored = stored
+        self._tell_adopted = adopted
         self._log = structlog.get_logger()
         self._journal: Journal
         self._adopted: Journal | None = None
@@ -73,6 +79,8 @@ class Ledger:
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
         self._drained = asyncio.Event()
+        self._committed = asyncio.Event()
+        self._delivered = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._unadoptable: dict[Path, type[Exception]] = {}
         self._refusing = False
@@ -129,7 +137,8 @@ class Ledger:
             self._log.error("an event was lost: it had no begin, and the journal is full", reason=str(error))
             return
         self._wake.set()
-        if self._journal.backlog >= self._batch_rows_max:
+        # A budget holds money for its calls until their rows are there: somebody may be waiting for it.
+        if event.budget_ids or self._journal.backlog >= self._batch_rows_max:
             self._hurry.set()
 
     def abandon(self, id: UUID) -> None:
@@ -154,6 +163,16 @@ class Ledger:
         return Backlog(sum(j.backlog for j in journals), max(0.0, self._now() - min(oldest)) if oldest else 0.0)
 
     @property
+    def folder(self) -> Path:
+        """Where the journal of this process lies."""
+        return self._own
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that earlier lives wrote into this journal could be read, and is or will be in Postgres."""
+        return not (self._journal.damaged_bytes or self.lost)
+
+    @property
     def in_flight(self) -> int:
         """Attempts that have begun and not ended."""
         return self._journal.in_flight
@@ -169,6 +188,20 @@ class Ledger:
                     self._wake.set()
                     self._drained.clear()
                     await self._drained.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def settled(self, timeout_s: float) -> bool:
+        """Wait until what was recorded up to now is in Postgres, whatever comes after it; False if that took longer."""
+        mark = self._delivered + self._journal.backlog
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._delivered < mark:
+                    self._hurry.set()
+                    self._wake.set()
+                    self._committed.clear()
+                    await self._committed.wait()
         except TimeoutError:
             return False
         return True
@@ -208,6 +241,10 @@ class Ledger:
         while batch := journal.next_batch(self._batch_rows_max):
             self.lost += await self._deliver(batch)
             journal.commit()
+            if journal is self._journal:
+                self._delivered += len(batch)
+                self._committed.set()
+            self._stored()
 
     def _finish_orphans(self, journal: Journal) -> None:
         """Turn calls that a crash left open into `farebox_cut` events, in the journal itself."""
@@ -260,10 +297,13 @@ class Ledger:
                 opening.result().close()
             raise
         self._adopted = journal
+        lost = self.lost
         try:
             self._log.info("adopting the journal of a process that is gone", journal=str(folder))
             self._finish_orphans(journal)
             await self._drain(journal)
+            if self._tell_adopted is not None:
+                await self._tell_adopted(folder, not (journal.damaged_bytes or self.lost > lost))
         finally:
             self._adopted = None
             await asyncio.to_thread(journal.close)
