@@ -6,12 +6,12 @@ names is `paths`', and trying one provider after the other is the proxy's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from farebox.config import Config, Match, Provider
-from farebox.errors import Forbidden, ModelNotAllowed, NotFound
+from farebox.errors import BadRequest, Forbidden, ModelNotAllowed, NotFound
 from farebox.paths import Target
 from farebox.records import Caller
 
@@ -32,17 +32,43 @@ class Route:
     retry_sent: bool = False
 
 
-def choose(config: Config, caller: Caller, target: Target, model: str | None, tags: Mapping[str, str]) -> Route:
+def choose(
+    config: Config,
+    caller: Caller,
+    target: Target,
+    model: str | None,
+    tags: Mapping[str, str],
+    homes: Collection[str] = (),
+) -> Route:
     """The providers for a call to `target`; `model` is None where the request names none.
 
-    `tags` are the request's own; the caller's are added and win. Raises `NotFound` for an unknown
-    `/p/PROVIDER`, `Forbidden` or `ModelNotAllowed` when the caller may not go there or no rule is for the call.
+    `tags` are the request's own; the caller's are added and win. `homes`: the providers that have the
+    stored objects the request names, if it names any; no other is of use. Raises `NotFound` for an unknown
+    `/p/PROVIDER`, `Forbidden` or `ModelNotAllowed` when the caller may not go there or no rule is for the
+    call, `BadRequest` when its rule leads elsewhere than to its objects.
     """
     _check_model(caller, model)
     if target.provider is not None:
         return Route((_named(config, caller, target.provider),))
+    if homes and model is None:
+        return Route((_home(config, caller, homes),))
+    if homes:
+        return _homewards(_by_rules(config, caller, model, {**tags, **caller.tags}), homes)
     route = _by_rules(config, caller, model, {**tags, **caller.tags})
     return Route((_credentialed(route.providers),)) if config.auth.mode == "passthrough" else route
+
+
+def same_account(config: Config, name: str) -> frozenset[str]:
+    """The providers that are one to whoever answers them: the same address and the same credentials."""
+    provider = config.providers.get(name)
+    if provider is None:
+        return frozenset((name,))
+    account = _account(provider)
+    return frozenset(other.name for other in config.providers.values() if _account(other) == account)
+
+
+def _account(provider: Provider) -> tuple[str, tuple[str, ...]]:
+    return provider.base_url.rstrip("/"), tuple(provider.credentials)
 
 
 def allows(globs: Iterable[str], model: str) -> bool:
@@ -102,6 +128,28 @@ def _by_rules(config: Config, caller: Caller, model: str | None, tags: Mapping[s
         # Without a model it is about stored things (files, batches): a second provider would not have them.
         return Route(providers if model is not None else providers[:1], rule.retry_sent)
     raise ModelNotAllowed(f"No rule of routes matches: {_subject(model)}.", param="model")
+
+
+def _home(config: Config, caller: Caller, homes: Collection[str]) -> Provider:
+    """The provider that has an object. Two that know one of the same id are told apart by their order only."""
+    there = [name for name in config.providers if name in homes]
+    if not there:
+        raise NotFound(f"The provider that has this object is not configured: {_list(sorted(homes))}.")
+    usable = next((name for name in there if _may_use(caller, name)), None)
+    if usable is None:
+        raise Forbidden(f"This object is at {_list(there)}, and this key is limited to {_list(caller.providers)}.")
+    return config.providers[usable]
+
+
+def _homewards(route: Route, homes: Collection[str]) -> Route:
+    """Those of `route` that have the objects: a fallback to another provider could not find them."""
+    providers = tuple(provider for provider in route.providers if provider.name in homes)
+    if not providers:
+        raise BadRequest(
+            f"This request names a stored object of {_list(sorted(homes))}, and the routes send its model to "
+            f"{_list(provider.name for provider in route.providers)}. Use a model that is routed to the object."
+        )
+    return Route(providers, route.retry_sent)
 
 
 def _holds(match: Match, model: str | None, tags: Mapping[str, str]) -> bool:

@@ -255,6 +255,8 @@ class Upload:
         self._request = request
         self._stall_timeout_s = stall_timeout_s
         self.broken = False
+        self.refusal: Refusal | None = None
+        """Why it broke off, where that was not the client's doing."""
 
     def __aiter__(self) -> Upload:
         return self

@@ -1,0 +1,217 @@
+"""Whose stored objects a call may touch, and whose the ones become that it makes.
+
+All keys share a provider's credential, so in `auth.mode: virtual` farebox itself has to say no: an
+object answers to the key it was made with, to any other as if it were not there. Before anything goes
+up the path and the members of a JSON body that name objects are looked at; of the answer the ids are
+learned. What is an id and where it stands is `farebox.objects`' business; here is only when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from uuid import UUID
+
+import structlog
+
+from farebox import routing
+from farebox.errors import BadEncoding, BadRequest, BodyTooLarge, Forbidden, NotFound, Unavailable
+from farebox.logs import exception_facts
+from farebox.meter import Meter
+from farebox.objects.answers import Made, Sniffer, made
+from farebox.objects.places import Place, place_of
+from farebox.objects.references import Reference, references
+from farebox.objects.registry import Objects
+from farebox.paths import Target
+from farebox.proxy.call import Call
+from farebox.proxy.reading import read_ahead
+from farebox.request import RequestFacts
+from farebox.server import Upload
+from farebox.store.objects import StoredObject
+from farebox.upstream import Head
+
+_OUTLIVING = ("container", "file")
+"""What stays at the provider also of an answer that it does not keep."""
+
+
+class Claim:
+    """What one call of a virtual key has to do with stored objects."""
+
+    def __init__(self, objects: Objects, method: str, target: Target, key_id: UUID) -> None:
+        self._objects = objects
+        self._method = method
+        self._target = target
+        self.key_id = key_id
+        self.place: Place | None = place_of(method, target)
+        self.owner: UUID = key_id
+        """Whose the object in the path is, and so what comes along with it."""
+        self.homes: frozenset[str] = frozenset()
+        """The providers that have all the objects the call names; empty: it names none."""
+        self._kind: str | None = None
+        """What a metered answer is, where the provider keeps it."""
+        self._sniffer: Sniffer | None = None
+        self._provider: str | None = None
+        self._noted: dict[str, StoredObject] = {}
+        self._over = False
+
+    def begin(self, provider: str, head: Head, facts: RequestFacts | None) -> None:
+        """An answer came from `provider`; a failure stores nothing."""
+        self._kind = self._answer_kind(facts)
+        if head.status >= 300 or not self._learns():
+            return
+        self._provider = provider
+        self._note(self._located(head))
+        if not self._target.metered:
+            self._sniffer = Sniffer(content_type=head.content_type, content_encoding=head.content_encoding)
+
+    def feed(self, chunk: bytes, meter: Meter) -> None:
+        """The next piece of the answer, which `meter` has read. Of a metered one the first id is noted at once."""
+        if self._sniffer is not None:
+            self._sniffer.feed(chunk)
+        elif (
+            self._kind is not None
+            and self._provider is not None
+            and not self._noted
+            and (id := meter.stored_id) is not None
+        ):
+            self._note([Made(self._kind, id, derived=False)])
+
+    async def kept(self, meter: Meter) -> None:
+        """Note all that the answer told of and wait, within bounds, until it is written down."""
+        self.close(meter)
+        if self._noted:
+            await self._objects.kept(self._noted.values())
+
+    def close(self, meter: Meter) -> None:
+        """Note all that the answer told of."""
+        if self._over or self._provider is None:
+            return
+        self._over = True
+        try:
+            self._learn(meter)
+        except Exception as exc:
+            # The answer goes on; what it made is nobody's then.
+            structlog.get_logger().error("an answer could not be searched for ids", **exception_facts(exc))
+
+    def _learn(self, meter: Meter) -> None:
+        if self._sniffer is not None:
+            self._note(made(self._method, self.place, self._sniffer.documents()))
+        else:
+            stored = {id: kind for id, kind in meter.stored.items() if self._kind is not None or kind in _OUTLIVING}
+            if self._kind is not None and (id := meter.stored_id) is not None:
+                stored[id] = self._kind
+            self._note([Made(kind, id, derived=False) for id, kind in stored.items()])
+        place = self.place
+        if self._method == "DELETE" and place is not None and place.id is not None and not place.below:
+            assert self._provider is not None
+            self._objects.forget(StoredObject(place.id, self._provider, place.kind, self.owner))
+
+    def _located(self, head: Head) -> list[Made]:
+        """A call of the realtime API is answered with its media's terms; its id stands in a header alone."""
+        place = self.place
+        if self._method != "POST" or place is None or place.kind != "realtime_call" or place.id is not None:
+            return []
+        located = [value.decode("latin-1") for name, value in head.headers if name.lower() == b"location"]
+        return [Made(place.kind, value.rstrip("/").rpartition("/")[2], derived=False) for value in located]
+
+    def _note(self, found: list[Made]) -> None:
+        assert self._provider is not None
+        for one in found:
+            owner = self.owner if one.derived else self.key_id
+            self._noted.setdefault(one.id, StoredObject(one.id, self._provider, one.kind, owner))
+        self._objects.note(self._noted.values())
+
+    def _learns(self) -> bool:
+        """Whether the answer may tell of an object that outlives it."""
+        if not self._target.metered:
+            return self.place is not None
+        # A response that is not stored may still have run in a container, which is.
+        return self._target.operation in ("responses", "messages") or self._kind is not None
+
+    def _answer_kind(self, facts: RequestFacts | None) -> str | None:
+        target = self._target
+        store = facts.store if facts is not None else None
+        if target.operation == "chat" and (store is True or "/async/" in target.suffix):
+            return "chat_completion"
+        return "response" if target.operation == "responses" and store is not False else None
+
+
+class Ownership:
+    """Lets calls touch the objects of their own key only. It has no say in the other modes."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+
+    async def check_path(self, call: Call) -> None:
+        """Refuse what the path names, before the body is taken. Raises `NotFound`, `Forbidden`, `Unavailable`."""
+        key_id = call.caller.key_id
+        if call.snapshot.config.auth.mode != "virtual" or key_id is None:
+            return
+        claim = call.claim = Claim(self._objects, call.request.method, call.target, key_id)
+        place = claim.place
+        if place is None:
+            return
+        if place.id is not None:
+            entries = await self._own(call, claim, [Reference(place.id, "path")])
+            claim.owner = entries[0].key_id if entries else key_id
+        elif call.request.method != "POST" and not call.caller.allow_shared_objects:
+            raise Forbidden(
+                f"Lists of stored objects ({place.kind}) show those of all keys: this key needs "
+                "allow_shared_objects for them. Its own objects it may ask for by id."
+            )
+
+    async def check_body(self, call: Call, hold: Callable[[int], None]) -> None:
+        """Refuse what the body names; `hold` counts what is read for it. Raises `Refusal`; see `check_path`."""
+        claim = call.claim
+        if claim is None:
+            return
+        try:
+            if call.target.metered:
+                named = references(call.target.operation, call.decoded)
+            else:
+                named = await read_ahead(call, hold)
+        except (BadRequest, BadEncoding, BodyTooLarge):
+            if (isinstance(call.body, Upload) and call.body.broken) or not call.caller.allow_shared_objects:
+                raise
+            return  # to this key it makes no difference whose they are
+        if named:
+            await self._own(call, claim, named)
+
+    async def _own(self, call: Call, claim: Claim, named: list[Reference]) -> list[StoredObject]:
+        """The objects that `named` means, all of them the caller's or open to it; where they are goes into `claim`."""
+        caller, config = call.caller, call.snapshot.config
+        providers = None if call.target.provider is None else routing.same_account(config, call.target.provider)
+        strict = {reference.id for reference in named if reference.strict}
+        soft = {reference.id for reference in named} - strict
+        found = await self._find(strict, providers, claim.key_id, excused=caller.allow_shared_objects)
+        found |= await self._find(soft, providers, claim.key_id, excused=True)
+        entries: list[StoredObject] = []
+        for reference in named:
+            known = found.get(reference.id, [])
+            mine = [one for one in known if one.key_id == claim.key_id]
+            if not mine and not caller.allow_shared_objects and (known or reference.strict):
+                raise _missing(claim, reference)
+            if reachable := mine or known:
+                homes = frozenset[str]().union(*(routing.same_account(config, one.provider) for one in reachable))
+                claim.homes = claim.homes & homes if claim.homes else homes
+                if not claim.homes:
+                    raise BadRequest("This request names stored objects of different providers.", param=reference.param)
+                entries += reachable
+        return entries
+
+    async def _find(
+        self, ids: Collection[str], providers: Collection[str] | None, key_id: UUID, *, excused: bool
+    ) -> dict[str, list[StoredObject]]:
+        try:
+            return await self._objects.find(ids, providers=providers, key_id=key_id) if ids else {}
+        except Unavailable:
+            if not excused:
+                raise
+            return {}
+
+
+def _missing(claim: Claim, reference: Reference) -> NotFound:
+    """The same words for an object that is another's and for one that never was."""
+    if reference.param == "path":
+        kind = claim.place.kind.replace("_", " ") if claim.place is not None else "object"
+        return NotFound(f"There is no {kind} with this id.")
+    return NotFound(f"There is no object with an id that '{reference.param}' names.", param=reference.param)
