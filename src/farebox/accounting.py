@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Literal
 from uuid import UUID
 
+from farebox.holds import Hold, put_hold
 from farebox.meter import Reading
 from farebox.paths import Target
 from farebox.records import Caller, Outcome, UsageEvent, UsageSource
@@ -22,9 +23,9 @@ BYTES_PER_TOKEN = 4
 
 _ORDINARY_TIERS = frozenset({None, "", "auto", "default", "standard", "standard_only", "on_demand"})
 
-Ending = Literal["whole", "broken", "client", "shutdown"]
+Ending = Literal["whole", "broken", "client", "shutdown", "budget"]
 """How the relay of an attempt stopped: the provider ended its body properly; it broke off or timed
-out; the client left and farebox stopped reading; farebox itself shut down."""
+out; the client left and farebox stopped reading; farebox itself shut down; a budget was used up."""
 
 
 @dataclass(slots=True)
@@ -53,6 +54,8 @@ class Attempt:
     upstream_request_id: str | None = None
     last_byte: float | None = None
     answer_bytes: int = 0
+    hold: Hold | None = None
+    """What budgets hold for it; None where none counts it. Replaced whole when it grows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,8 @@ def provisional(attempt: Attempt) -> UsageEvent:
     if attempt.target.metered and attempt.target.operation != "moderations":
         event.usage_source = "estimate"
         event.input_tokens = math.ceil(attempt.request_bytes / BYTES_PER_TOKEN)
+    if attempt.hold is not None:
+        put_hold(event, attempt.hold)
     return event
 
 
@@ -86,6 +91,8 @@ def outcome_of(attempt: Attempt, reading: Reading | None, ending: Ending, *, gon
         return "upstream_error"
     if ending == "shutdown":
         return "farebox_cut"
+    if ending == "budget":
+        return "budget_cut"
     if gone or ending == "client":
         return "client_gone"
     if ending == "broken":

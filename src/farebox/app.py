@@ -23,6 +23,11 @@ from aiohttp.web_request import BaseRequest
 from farebox import foundation, tokens
 from farebox.accepting import Accepting
 from farebox.admin import Admin
+from farebox.admission import Learned
+from farebox.budgets import Drain, Lives, Settings, boot_id, fields_of, opened
+from farebox.budgets.alerts import Alerts
+from farebox.budgets.noting import Noting
+from farebox.budgets.webhook import webhook_of
 from farebox.config import Config, carry_over
 from farebox.database import open_store
 from farebox.demo import MODEL as DEMO_MODEL
@@ -30,18 +35,20 @@ from farebox.demo import DemoProvider
 from farebox.errors import FareboxError
 from farebox.estimator import Estimator
 from farebox.generations import DEMO_ANSWERS, Generations
-from farebox.journal import Journal
 from farebox.keys import KeyRing, holds_key
-from farebox.ledger import Delivery, Ledger
-from farebox.logs import exception_facts
+from farebox.ledger import Delivery, Ledger, opener
 from farebox.metrics import Metrics, Sources, open_storage
 from farebox.models import Catalogue, Refresher, fetch, known_models
+from farebox.objects.registry import Objects
 from farebox.pricebook import Prices
 from farebox.proxy import Clock, Proxy
+from farebox.proxy.guard import Guard
 from farebox.proxy.models import answer
-from farebox.records import UsageEvent
+from farebox.proxy.ownership import Ownership
+from farebox.proxy.planning import Planner
+from farebox.records import KeyRecord, UsageEvent
 from farebox.server import Reply, Server, make_server
-from farebox.store import ModelLists, PriceLists, Store, is_refusal
+from farebox.store import AlertStore, ModelLists, ObjectStore, PriceLists, Store, is_refusal
 
 
 class App:
@@ -70,6 +77,7 @@ class App:
         self._listener = listener
         self._dsn = dsn
         self._stack = contextlib.AsyncExitStack()
+        self._learned = Learned()
         self._log = structlog.get_logger()
 
     async def start(self) -> None:
@@ -95,7 +103,11 @@ class App:
             self.first_key = await foundation.prepare(config, store)
         self.keyring = await self._open_keyring(store)
         self.metrics = self._open_metrics(folder, store)
+        # Before the ledger, so that it ends after it: when all is settled nothing of this process is held.
+        drain = Drain(lambda timeout_s: self.ledger.settled(timeout_s), lambda: not self.ledger.backlog.events)
+        self.budgets = await stack.enter_async_context(opened(config, store, drain))
         self.ledger = await self._open_ledger(folder, store)
+        await self.budgets.start(Lives(self.ledger.folder, boot_id(), whole=self.ledger.whole))
         counter = tokens.Tokens()
         estimator = Estimator(counter)
         stack.callback(estimator.close)
@@ -109,6 +121,8 @@ class App:
             self._log.warning(DEMO_ANSWERS)
         self.prices = await self._open_prices(config, store)
         self.models = await self._open_models(config, store)
+        self.objects = await self._open_objects(store)
+        self.alerts = await self._open_alerts(config, store)
         self.proxy = self._make_proxy(estimator)
         self.admin = self._make_admin(admin_token, store, counter)
         server = config.server
@@ -149,6 +163,8 @@ class App:
         self.admin.change(snapshot.config, token=token)
         self.prices.change(snapshot.config.providers, poll_s=config.metering.price_poll_s)
         self.models.providers_changed(snapshot.config)
+        self.budgets.change(fields_of(snapshot.config.budgets), Settings.of(snapshot.config.metering))
+        self.alerts.change(webhook_of(snapshot.config.alerts), snapshot.config.alerts.tries_max)
         self._generations.retire(self.proxy.swap(snapshot))
         self._snapshot = snapshot
         if self.slot is None:
@@ -187,7 +203,13 @@ class App:
             estimate=estimator,
             price=self.prices.price,
             answer_models=partial(answer, self.models),
+            ownership=Ownership(self.objects),
             clock=self.clock,
+            guard=Guard(
+                Noting(self.budgets, self.metrics.warned),
+                Planner(lambda: self.prices.pricer, self._learned, estimator.refine),
+                self.clock,
+            ),
         )
 
     def _make_admin(self, token: str, store: Store, counter: tokens.Tokens) -> Admin:
@@ -199,7 +221,9 @@ class App:
             models=self.models,
             tokens=counter,
             pricer=lambda: self.prices.pricer,
+            identify=self.keyring.identify,
             key_changed=self.keyring.apply,
+            budgets_changed=self.budgets.refresh,
             journal_ready=lambda: self.ledger.writable,
             now=self.clock.now,
         )
@@ -222,7 +246,7 @@ class App:
             size=auth.key_cache_size,
             poll_s=auth.key_poll_s,
             stale_s=auth.stale_s,
-            find=store.find_key,
+            find=self._find_key,
             changed_since=store.keys_changed_since,
             now=self.clock.now,
             monotonic=self.clock.monotonic,
@@ -230,6 +254,13 @@ class App:
         await keyring.start()
         self._stack.push_async_callback(keyring.close)
         return keyring
+
+    async def _find_key(self, secret_hash: bytes) -> KeyRecord | None:
+        """A key that is new here, and with it its budgets: it must not spend while they wait for a poll."""
+        record = await self.store.find_key(secret_hash)
+        if record is not None:
+            await self.budgets.book.refresh()
+        return record
 
     async def _open_prices(self, config: Config, store: Store) -> Prices:
         prices = Prices(PriceLists(store), config.providers, poll_s=config.metering.price_poll_s, now=self.clock.now)
@@ -251,19 +282,45 @@ class App:
         self._stack.push_async_callback(models.close)
         return models
 
+    async def _open_objects(self, store: Store) -> Objects:
+        objects = Objects(ObjectStore(store))
+        await objects.start()
+        self._stack.push_async_callback(objects.close)
+        return objects
+
+    async def _open_alerts(self, config: Config, store: Store) -> Alerts:
+        alerts = Alerts(
+            AlertStore(store),
+            webhook_of(config.alerts),
+            tries_max=config.alerts.tries_max,
+            reached=self.metrics.reached,
+            now=self.clock.now,
+        )
+        await alerts.start()
+        self._stack.push_async_callback(alerts.close)
+        return alerts
+
     def _record(self, event: UsageEvent) -> None:
         """The one event of an attempt: first written down, then counted."""
         self.ledger.record(event)
         self.metrics.observe(event)
+        if event.budget_ids:
+            self._learned.observe(event)
+
+    async def _adopted(self, journal: Path, whole: bool) -> None:
+        """Another process's journal is in Postgres: what it held beyond that, if it was whole, was never sent."""
+        await self.budgets.adopt(Lives(journal, boot_id(), whole=whole))
 
     def _open_metrics(self, folder: Path, store: Store) -> Metrics:
-        settings = self.config.metrics
+        settings, alerts = self.config.metrics, AlertStore(store)
         sources = Sources(
             in_flight=lambda: self.proxy.in_flight,
             backlog=lambda: self.ledger.backlog,
             lost=lambda: self.ledger.lost,
             # They are the database's, the same for all workers.
             corrections=store.cost_corrections if not self.slot else None,
+            overrun=alerts.overrun if not self.slot else None,
+            budgets=alerts.gauges,
         )
         metrics = Metrics(
             storage=open_storage(settings, folder / foundation.METRICS_FOLDER, self.slot),
@@ -278,26 +335,15 @@ class App:
     async def _open_ledger(self, folder: Path, store: Store) -> Ledger:
         settings = self.config.ledger
         journals = folder / foundation.JOURNAL_FOLDER
-
-        def on_fault(what: str, error: Exception) -> None:
-            self._log.error("the journal's disk failed", what=what, **exception_facts(error))
-
-        def open_journal(journal: Path) -> Journal:
-            return Journal.open(
-                journal,
-                segment_bytes=settings.segment_mb << 20,
-                max_bytes=settings.journal_max_mb << 20,
-                fsync_ms=settings.fsync_ms,
-                on_fault=on_fault,
-            )
-
         ledger = Ledger(
             journals,
-            open_journal=open_journal,
+            open_journal=opener(settings),
             deliver=Delivery(store.insert_events, is_refusal=is_refusal, refused_file=journals / "refused.jsonl"),
             batch_rows_max=settings.drain_batch_rows_max,
             interval_s=settings.drain_interval_ms / 1000,
             cut_off=self.metrics.observe,
+            stored=lambda: self.budgets.wake(),
+            adopted=self._adopted,
         )
         await ledger.open()
         self._stack.push_async_callback(ledger.close, foundation.DRAIN_S)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import structlog
 
-from farebox import accounting
+from farebox import accounting, bounds
 from farebox.accounting import Attempt, Estimate
+from farebox.bounds import Bound
 from farebox.meter import Reading
+from farebox.records import Operation
 from farebox.tokens import RankFileError, Tokens
 
 _WAITING_MAX = 256
@@ -39,6 +42,19 @@ class Estimator:
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._pool, self._count, attempt, body, reading)
+        finally:
+            self._waiting -= 1
+
+    async def refine(self, operation: Operation, body: bytes, bound: Bound, model: str | None) -> Bound | None:
+        """`bound` with the tokens of `body` (decoded) counted; None where too many counts wait already."""
+        work = partial(bounds.refine, operation, body, bound, model, self._tokens)
+        if not self._tokens.off_loop(len(body), model):
+            return work()
+        if self._waiting >= _WAITING_MAX:
+            return None
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         finally:
             self._waiting -= 1
 

@@ -118,9 +118,24 @@ def _bare(old: dict[str, Any], now: datetime) -> bytes:
         kept[name] = value if isinstance(value, datetime) and value.tzinfo is not None else now
     kept["outcome"] = kept["outcome"] or "farebox_cut"
     kept["usage_source"] = kept["usage_source"] or "none"
+    if isinstance(old.get("budget_ids"), list):
+        kept |= _charged(old)
     for name in _BARE_TEXTS:
         kept[name] = str(old.get(name))[:_BARE_TEXT_MAX].encode("ascii", "replace").decode()
     return _ENCODER.encode(kept)
+
+
+def _charged(old: dict[str, Any]) -> dict[str, Any]:
+    """What the budgets of a call need: without it their hold on it would stand, or go uncharged."""
+    ids = [id for id in old["budget_ids"] if _as_type(id, UUID) is not None]
+    cost = _as_type(old.get("cost_usd"), Decimal)
+    known = cost is not None and cost.is_finite() and cost >= 0
+    source = old.get("cost_source")
+    return {
+        "budget_ids": ids or None,
+        "cost_usd": cost if known else None,
+        "cost_source": source[:_BARE_TEXT_MAX] if known and isinstance(source, str) else None,
+    }
 
 
 def _members(event: UsageEvent) -> dict[str, Any]:
@@ -195,8 +210,8 @@ def _long_texts(members: dict[str, Any]) -> None:
 
 
 def _collections(members: dict[str, Any]) -> None:
-    # Units stay: they are few, and billed.
-    for name in ("tags", "tool_calls", "budget_ids"):
+    # Units stay: they are few, and billed. So do the budgets, which hold money for the call.
+    for name in ("tags", "tool_calls"):
         members.pop(name, None)
 
 

@@ -1,9 +1,10 @@
 """The data plane: one client request, from socket to row.
 
 Read it in this order: `Proxy.handle` here lets the caller in and takes in the request; `forward`
-tries providers until one answers; `relay` passes the answer on while a meter reads along; `settle`
-writes the one event of each attempt. What is decided is decided in pure modules (`paths`,
-`routing`, `splice`, `meter`, `accounting`); what touches the outside goes through `server`,
+tries providers until one answers, each attempt with leave of the `guard` of budgets; `relay` passes
+the answer on while a meter reads along and `pace` keeps the hold ahead; `settle` writes the one event
+of each attempt. What is decided is decided in pure modules (`paths`, `routing`, `splice`, `meter`,
+`bounds`, `admission`, `holds`, `accounting`); what touches the outside goes through `server`,
 `upstream`, and the functions the constructor is given.
 """
 
@@ -13,7 +14,8 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from typing import cast
+from functools import partial
+from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
 import structlog
@@ -22,13 +24,14 @@ from aiohttp.web_request import BaseRequest
 from farebox import codings, paths
 from farebox.accounting import Ending
 from farebox.config import Limits
-from farebox.errors import BadRequest, Forbidden, InternalError, MethodNotAllowed, Refusal, Unavailable
+from farebox.errors import BadRequest, Forbidden, InternalError, MethodNotAllowed, PathClosed, Refusal, Unavailable
 from farebox.ids import uuid7
 from farebox.keys import holds_key, misplaced
 from farebox.logs import exception_facts
 from farebox.meter import Reading
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.forward import Forwarder
+from farebox.proxy.ownership import Ownership
 from farebox.proxy.relay import Relay
 from farebox.proxy.settle import Estimator, Pricer, Settler
 from farebox.proxy.snapshot import Snapshot
@@ -45,9 +48,12 @@ from farebox.server import (
     send_continue,
 )
 
+if TYPE_CHECKING:
+    from farebox.proxy.guard import Guard
+
 __all__ = ["Call", "Clock", "Estimator", "Proxy", "Snapshot"]
 
-_GUARDED = frozenset(("model", "stream", "max_tokens", "n"))
+_GUARDED = frozenset(("model", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens", "n"))
 """Members that must not stand twice where a refusal depends on them: which one counts is the parser's choice."""
 _SOON = {"retry-after": "1"}
 _COUNT_S = 2.0
@@ -68,8 +74,12 @@ class Proxy:
         price: Pricer,
         answer_models: Callable[[Call, datetime], Awaitable[Reply | None]],
         clock: Clock,
+        guard: Guard | None = None,
+        ownership: Ownership | None = None,
     ) -> None:
         self._snapshot = snapshot
+        self._guard = guard
+        self._ownership = ownership
         self._answer_models = answer_models
         self._identify = identify
         self._clock = clock
@@ -80,6 +90,7 @@ class Proxy:
             settler=self._settler,
             relay=Relay(self._settler, clock),
             clock=clock,
+            guard=guard,
         )
         self._calls: set[Call] = set()
         self._body_bytes = 0
@@ -118,7 +129,11 @@ class Proxy:
         try:
             if (listed := await self._answer_models(call, now)) is not None:
                 return listed
+            if self._ownership is not None:
+                await self._ownership.check_path(call)
             await self._take_in(call)
+            if self._ownership is not None:
+                await self._ownership.check_body(call, partial(self._hold, call))
             return await self._forwarder.run(call)
         except Refusal as refusal:
             if call.reply is not None and call.reply.started:
@@ -176,6 +191,8 @@ class Proxy:
         self._check_open()  # again: who waits for a look-up is not among the calls that a stop waits for
         # An offer of another protocol (`h2c`, which Java's client makes) may be passed over; a WebSocket may not.
         if "websocket" in request.headers.get("Upgrade", "").lower():
+            if self._guard is not None and self._guard.enforces(caller):
+                raise PathClosed("WebSocket", target.path)
             raise BadRequest("farebox does not forward WebSockets.")
         if target.administrative and mode != "passthrough":
             raise Forbidden("/organization is not forwarded: it administers the credential that all keys share.")
@@ -192,16 +209,13 @@ class Proxy:
         request, limits = call.request, call.snapshot.config.limits
         if not call.target.metered:
             call.identity = identify(request.headers, None)
+            self._check(call)
             if request.body_exists:
                 send_continue(request)
                 call.body = Upload(request, limits.client_stall_timeout_s)
             return
 
-        def count(size: int) -> None:
-            self._make_room(size, limits)
-            call.held_bytes += size
-            self._body_bytes += size
-
+        count = partial(self._hold, call)
         self._make_room(request.content_length or 0, limits)
         body = await read_body(request, limits.body_mb_max << 20, limits.client_stall_timeout_s, count=count)
         call.body = call.decoded = body
@@ -217,6 +231,18 @@ class Proxy:
                 raise _misplaced_key("the model, the user or the session")
         if call.caller.models and (twice := sorted(_GUARDED & duplicate_members(call.decoded))):
             raise BadRequest(f"The body has more than one top-level '{twice[0]}'.", param=twice[0])
+        self._check(call)
+
+    def _check(self, call: Call) -> None:
+        """Which budgets count the call, and whether it could spend past them. Raises `Refusal`."""
+        if self._guard is not None:
+            self._guard.check(call)
+
+    def _hold(self, call: Call, size: int) -> None:
+        """Count bytes of a body that are kept for the call. Raises `Unavailable` where there is no room for them."""
+        self._make_room(size, call.snapshot.config.limits)
+        call.held_bytes += size
+        self._body_bytes += size
 
     def _make_room(self, size: int, limits: Limits) -> None:
         if self._body_bytes + size > limits.bodies_in_flight_mb_max << 20:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
 from aiohttp.web_request import BaseRequest
@@ -19,6 +19,11 @@ from farebox.proxy.snapshot import Snapshot
 from farebox.records import Caller
 from farebox.request import Identity, RequestFacts
 from farebox.server import Reply
+
+if TYPE_CHECKING:
+    from farebox.budgets.applying import Applied
+    from farebox.proxy.guard import Ticket
+    from farebox.proxy.ownership import Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,16 @@ class Call:
     attempt: Attempt | None = None
     meter: Meter | None = None
     reply: Reply | None = None
+    applied: tuple[Applied, ...] = ()
+    """The budgets that count this call."""
+    budgeted: bool = False
+    """One of them refuses what does not fit; those that only warn, and limits of a key's pace, do not count here."""
+    reserving: bool = False
+    """It waits for its budgets: nothing has gone up for the attempt it is about to make."""
+    ticket: Ticket | None = None
+    """What the latest attempt was admitted with."""
+    claim: Claim | None = None
+    """What it has to do with stored objects, where those have owners (`auth.mode: virtual`)."""
     held_bytes: int = 0
     """Of `body` and `decoded`, as counted towards limits.bodies_in_flight_mb_max."""
     gone: bool = False
@@ -71,7 +86,7 @@ class Call:
             return
         self.gone = True
         metering = self.snapshot.config.metering
-        if self._drains(metering):
+        if not self.reserving and self._drains(metering):
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(metering.drain_timeout_s, self.stop, "client")
         else:
@@ -81,8 +96,9 @@ class Call:
         if not self.target.metered or self.facts is None:
             return False
         policy = metering.on_client_disconnect
-        # A call that does not stream can't be stopped at the provider: it is billed whole.
-        return policy == "drain" or (policy == "auto" and not self.facts.stream)
+        # A call that does not stream can't be stopped at the provider: it is billed whole. And a budget that
+        # were charged by guesses would lose money, or refuse calls for money that was never spent.
+        return policy == "drain" or (policy == "auto" and (self.budgeted or not self.facts.stream))
 
     def reading(self) -> Reading | None:
         """What the meter knows of the attempt under way."""

@@ -12,6 +12,7 @@ import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
@@ -27,6 +28,9 @@ from farebox.proxy.relay import Relay, make_meter
 from farebox.proxy.settle import Settler
 from farebox.server import BROKEN_OFF, ClientGone, Reply, Upload
 from farebox.upstream import Answer, Upstream, UpstreamError
+
+if TYPE_CHECKING:
+    from farebox.proxy.guard import Guard
 
 Body = bytes | AsyncIterator[bytes] | None
 
@@ -58,7 +62,9 @@ class Forwarder:
         settler: Settler,
         relay: Relay,
         clock: Clock,
+        guard: Guard | None = None,
     ) -> None:
+        self._guard = guard
         self._begin = begin
         self._settler = settler
         self._relay = relay
@@ -68,7 +74,8 @@ class Forwarder:
     async def run(self, call: Call) -> Reply:
         """Answer `call` from the first provider that will. Raises `Refusal` when none does."""
         model = call.facts.model if call.facts is not None else None
-        route = routing.choose(call.snapshot.config, call.caller, call.target, model, call.identity.tags)
+        homes = call.claim.homes if call.claim is not None else ()
+        route = routing.choose(call.snapshot.config, call.caller, call.target, model, call.identity.tags, homes)
         failure: UpstreamError | None = None
         waiting = list(route.providers)
         number = 0
@@ -104,13 +111,24 @@ class Forwarder:
         raise UpstreamUnreachable(f"No provider could be reached ({failure.kind if failure else 'none'}).")
 
     async def _send(self, call: Call, provider: Provider, number: int, *, plain: bool) -> Sent:
-        """Send the request to one provider; the attempt is in the journal before its first byte goes up."""
-        upstream = call.snapshot.upstreams[provider.name]
-        body, injected = (call.body, False) if plain else self._outgoing(call, provider)
-        headers = self._headers(call, upstream, body, injected=injected)
-        url = upstream.url(call.target.suffix, versioned=call.target.versioned)
+        """Send the request to one provider; the attempt is in the journal before its first byte goes up.
+
+        So is what budgets hold for it. Raises `Refusal` where they have no room, or the journal has none.
+        """
         attempt = self._attempt(call, provider, number)
-        self._journal(call, attempt)
+        ticket = call.ticket = await self._guard.admit(call, attempt, provider) if self._guard is not None else None
+        try:
+            if call.gone:
+                raise ClientGone  # it left while its budgets were asked
+            upstream = call.snapshot.upstreams[provider.name]
+            body, injected = self._outgoing(call, provider, ticket.body if ticket is not None else None, plain=plain)
+            headers = self._headers(call, upstream, body, injected=injected)
+            url = upstream.url(call.target.suffix, versioned=call.target.versioned)
+            self._journal(call, attempt)
+        except BaseException:
+            if self._guard is not None and ticket is not None:
+                self._guard.release(ticket)
+            raise
         call.attempt = attempt
         attempt.sent = self._clock.monotonic()
         try:
@@ -118,38 +136,41 @@ class Forwarder:
         except UpstreamError as failure:
             if isinstance(body, Upload) and body.broken:
                 await self._settler.settle(call, None, "client", error="broken_request")
-                raise BadRequest(BROKEN_OFF) from None
+                raise body.refusal or BadRequest(BROKEN_OFF) from None
             await self._settler.settle(call, None, "broken", error=failure.kind, unsent=not failure.sent)
             return Sent(attempt, injected, None, failure)
         attempt.status = answer.head.status
         attempt.upstream_request_id = answer.head.request_id
         return Sent(attempt, injected, answer, None)
 
-    def _outgoing(self, call: Call, provider: Provider) -> tuple[Body, bool]:
+    def _outgoing(self, call: Call, provider: Provider, clamped: bytes | None, *, plain: bool) -> tuple[Body, bool]:
         """The body that goes up, and whether farebox asks for the usage frame in it."""
         facts = call.facts
+        as_it_is = call.body if clamped is None else clamped
         if (
-            facts is None
+            plain
+            or facts is None
             or not facts.stream
             or facts.include_usage
             or call.target.operation not in ("chat", "completions")
             or provider.stream_options == "skip"
             or (provider.base_url, facts.model) in self._learned
         ):
-            return call.body, False
-        spliced = splice.include_usage(call.decoded, facts)
-        return (call.body, False) if spliced is None else (spliced, True)
+            return as_it_is, False
+        spliced = splice.include_usage(call.decoded if clamped is None else clamped, facts)
+        return (as_it_is, False) if spliced is None else (spliced, True)
 
     def _headers(self, call: Call, upstream: Upstream, body: Body, *, injected: bool) -> CIMultiDict[str]:
         streamed = body is not None and not isinstance(body, bytes)
         headers = upstream.headers(
             call.request.raw_headers,
             credentials=call.snapshot.config.auth.mode == "passthrough",
-            identity=injected,
+            # What may have to be cut has to be readable: a terminal can't be put into a compressed stream.
+            identity=injected or (call.ticket is not None and call.ticket.pace is not None),
             length=call.request.content_length if streamed else None,
         )
-        if injected:
-            headers.popall("Content-Encoding", None)  # the spliced body is a decoded one
+        if body is not call.body:
+            headers.popall("Content-Encoding", None)  # what was spliced or clamped is a decoded body
         return headers
 
     def _attempt(self, call: Call, provider: Provider, number: int) -> Attempt:
@@ -179,10 +200,12 @@ class Forwarder:
         )
 
     def _journal(self, call: Call, attempt: Attempt) -> None:
+        ticket = call.ticket
+        facts = ticket.facts if ticket is not None else payload.encode(accounting.provisional(attempt))
         try:
-            self._begin(attempt.id, payload.encode(accounting.provisional(attempt)))
+            self._begin(attempt.id, facts)
         except FareboxError as exc:
-            if call.snapshot.config.metering.on_ledger_failure == "refuse":
+            if ticket is not None or call.snapshot.config.metering.on_ledger_failure == "refuse":
                 raise Unavailable(
                     "farebox can't write its ledger now, so it takes no calls.", headers={"retry-after": "5"}
                 ) from exc

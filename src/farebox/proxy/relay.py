@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from farebox.accounting import Attempt, Ending
 from farebox.config import Config
 from farebox.meter import Meter, Reading
@@ -11,8 +13,13 @@ from farebox.server import ClientGone, Reply
 from farebox.upstream import Answer, Head, UpstreamError
 
 
-def make_meter(config: Config, attempt: Attempt, head: Head, *, withhold: bool) -> Meter:
-    """The meter for one answer. A compressed one is read from a decoded copy, and nothing of it can be withheld."""
+def make_meter(
+    config: Config, attempt: Attempt, head: Head, *, withhold: bool, cuttable: bool = False, choices: int = 1
+) -> Meter:
+    """The meter for one answer. A compressed one is read from a decoded copy, and nothing of it can be withheld.
+
+    `cuttable`: a budget may have to end it before its time, which then has so many `choices`.
+    """
     return Meter(
         operation=attempt.target.operation,
         family=attempt.target.family,
@@ -23,7 +30,21 @@ def make_meter(config: Config, attempt: Attempt, head: Head, *, withhold: bool) 
         content_type=head.content_type,
         content_encoding=head.content_encoding,
         event_bytes_max=config.limits.event_bytes_max,
+        cuttable=cuttable,
+        choices=choices,
     )
+
+
+_CUT_BYTES = 64 * 1024
+"""What may still come until an event ends, where a stream is to be cut; past it the connection is."""
+_USAGE_IF_ASKED = frozenset(("chat", "completions"))
+"""Where a stream tells its usage only to those who asked for it."""
+
+
+def plain_usd(amount: Decimal) -> str:
+    """An amount in digits: exact, without exponent or idle zeros."""
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 class Relay:
@@ -40,7 +61,17 @@ class Relay:
         the body already.
         """
         head = answer.head
-        meter = call.meter = make_meter(call.snapshot.config, attempt, head, withhold=injected)
+        ticket = call.ticket
+        meter = call.meter = make_meter(
+            call.snapshot.config,
+            attempt,
+            head,
+            withhold=injected,
+            cuttable=ticket is not None and ticket.pace is not None,
+            choices=ticket.choices if ticket is not None else 1,
+        )
+        if (claim := call.claim) is not None:
+            claim.begin(attempt.provider, head, call.facts)
         reply = call.reply = Reply(call.request)
         # A body that a frame may be taken out of has no length that could be announced.
         length = None if injected and head.status < 400 else head.length
@@ -51,13 +82,24 @@ class Relay:
                 await self._settler.settle(call, meter.finish(), "whole")
             self._start(call, reply, head, length)
             ending, error = await self._pump(call, attempt, answer, meter, reply, peeked, length)
+            if ending == "budget":
+                answer.close()  # first of all: what it goes on to say would cost
+                whole = await self._end_cut(call, meter, reply)
+                return self._over(call, reply, whole=whole)
             reading = call.reading()
             if ending == "whole" and not head.framed and attempt.target.metered and _looks_cut(reading):
                 ending, error = "broken", "unframed_end"
             await self._settler.settle(call, reading, ending, error=error)
+            if claim is not None:
+                await claim.kept(meter)
         finally:
             answer.close()
-        if ending == "whole" and not call.gone:
+            if claim is not None:
+                claim.close(meter)  # also where the client has gone
+        return self._over(call, reply, whole=ending == "whole")
+
+    def _over(self, call: Call, reply: Reply, *, whole: bool) -> Reply:
+        if whole and not call.gone:
             reply.end()
         else:
             reply.cut()
@@ -65,8 +107,14 @@ class Relay:
 
     def _start(self, call: Call, reply: Reply, head: Head, length: int | None) -> None:
         headers = list(head.headers)
+        ticket = call.ticket
         if call.snapshot.config.server.response_headers:
             headers.append((b"x-farebox-request-id", str(call.request_id).encode()))
+            if ticket is not None and ticket.remaining_usd is not None:
+                headers.append((b"x-farebox-budget-remaining-usd", plain_usd(ticket.remaining_usd).encode()))
+        if ticket is not None and ticket.clamped is not None:
+            # Not switchable: the request that went up is not the one that came.
+            headers.append((b"x-farebox-clamped", b"max_tokens=%d" % ticket.clamped))
         try:
             reply.start(head.status, head.reason, headers, length=length)
         except ClientGone:
@@ -83,6 +131,8 @@ class Relay:
         length: int | None,
     ) -> tuple[Ending, str | None]:
         monotonic = self._clock.monotonic
+        claim, pace = call.claim, call.ticket.pace if call.ticket is not None else None
+        cut_by = 0
         stall_s = call.snapshot.config.limits.client_stall_timeout_s
         while True:
             try:
@@ -96,19 +146,41 @@ class Relay:
                 self._write(call, reply, meter.eof())
                 return "whole", None
             attempt.answer_bytes += len(chunk)
-            out = meter.feed(chunk, now)
+            out = meter.feed_frame(chunk, now) if cut_by else meter.feed(chunk, now)
+            if claim is not None:
+                claim.feed(chunk, meter)
             if call.attempt is not None and (meter.terminal or attempt.answer_bytes == length):
                 # These are the last bytes that matter: a client that has them may stop reading,
                 # and farebox may die, but the row is written.
                 if not meter.terminal:
                     out += meter.eof()
                 await self._settler.settle(call, meter.finish(), "whole")
+                if claim is not None:
+                    await claim.kept(meter)  # the client's next request may name what this one made
             self._write(call, reply, out)
+            if pace is not None and call.attempt is not None and pace.due(meter.output_bytes) and meter.generating:
+                if not cut_by and not await pace.keep_up(meter.output_bytes):
+                    cut_by = attempt.answer_bytes + _CUT_BYTES
+                if cut_by and _may_end(call, meter, attempt.answer_bytes >= cut_by):
+                    return "budget", None
             if reply.congested and not call.gone:
                 try:
                     await reply.drain(stall_s)
                 except ClientGone:
                     call.client_left()
+
+    async def _end_cut(self, call: Call, meter: Meter, reply: Reply) -> bool:
+        """Settle a stream whose budget is used up and end it as its dialect ends one at its limit; whether it could be.
+
+        A compressed one can't be added to: it breaks off, for going on would spend what is not there.
+        """
+        used = await self._settler.settle(call, meter.finish(), "budget")
+        asked = call.facts is not None and (call.facts.include_usage or call.target.operation not in _USAGE_IF_ASKED)
+        terminal = meter.cut(used if asked else None)
+        if terminal is None:
+            return False
+        self._write(call, reply, terminal)
+        return True
 
     def _write(self, call: Call, reply: Reply, data: bytes) -> None:
         if data and not call.gone:
@@ -116,6 +188,11 @@ class Relay:
                 reply.write(data)
             except ClientGone:
                 call.client_left()
+
+
+def _may_end(call: Call, meter: Meter, late: bool) -> bool:
+    """Whether a stream to be cut ends here: between two frames, or where waiting for that is of no use."""
+    return late or call.gone or not meter.cuttable or meter.cut(None) is not None
 
 
 def _looks_cut(reading: Reading | None) -> bool:

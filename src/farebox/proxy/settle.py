@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from farebox import accounting
+from farebox import accounting, holds
 from farebox.accounting import Attempt, Ending, Estimate
 from farebox.logs import exception_facts
 from farebox.meter import Reading
@@ -18,6 +18,9 @@ Estimator = Callable[[Attempt, bytes, "Reading | None", bool], Awaitable[Estimat
 """(attempt, decoded request body, reading, quick) -> farebox's own count. Quick means by size, without waiting."""
 Pricer = Callable[[UsageEvent], None]
 """Sets an event's `cost_usd`, `cost_source` and `price_id`, or leaves them where no price is known."""
+
+Counted = tuple[int, int]
+"""Input and output tokens, reported or counted: what the answer used, not what was held for it."""
 
 
 class Settler:
@@ -40,17 +43,22 @@ class Settler:
         error: str | None = None,
         unsent: bool = False,
         quick: bool = False,
-    ) -> None:
-        """Settle the attempt `call` has under way; nothing happens when it has none.
+    ) -> Counted | None:
+        """Settle the attempt `call` has under way and return its tokens as counted; None when it has none.
 
         A cancellation while tokens are counted does not lose the event: it is settled by size.
         """
         attempt = call.attempt
         if attempt is None:
-            return
+            return None
         finished = self._clock.monotonic()
         estimate: Estimate | None = None
         cancelled = False
+        if attempt.hold is not None and call.ticket is not None and call.ticket.pace is not None:
+            try:
+                await call.ticket.pace.stop()
+            except asyncio.CancelledError:
+                cancelled = quick = True
         if not unsent and accounting.needs_estimate(attempt, reading):
             try:
                 estimate = await self._estimate(attempt, call.decoded, reading, quick)
@@ -62,15 +70,20 @@ class Settler:
                 structlog.get_logger().error("tokens are estimated by size: counting failed", **exception_facts(exc))
                 estimate = accounting.by_size(attempt, reading)
         if call.attempt is not attempt:
-            return
+            return None
         call.attempt = call.meter = None
         outcome = accounting.outcome_of(attempt, reading, ending, gone=call.gone)
         event = accounting.account(attempt, reading, outcome, estimate, finished=finished, error=error, unsent=unsent)
         self._put_price(event)
+        counted = event.input_tokens or 0, event.output_tokens or 0
+        if attempt.hold is not None:
+            goes_on = call.facts is not None and call.facts.background
+            holds.charge(event, attempt.hold, goes_on=goes_on)
         # Also without a begin (`metering.on_ledger_failure: pass`): the journal may have room again by now.
         self._record(event)
         if cancelled:
             raise asyncio.CancelledError
+        return counted
 
     def _put_price(self, event: UsageEvent) -> None:
         try:

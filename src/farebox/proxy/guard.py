@@ -1,0 +1,220 @@
+"""Budgets on the way of one call: which count it, what each attempt holds, and what happens where there is no room.
+
+`Guard` is asked once for a call (`check`) and once for each attempt (`admit`), which ends as a
+`Ticket`: the hold is there before a byte goes up, in the same bytes in Postgres and in the journal.
+Where a budget has no room, the ways out are tried in this order: the input is counted instead of
+bounded by its size; the output is clamped, where all that refuse allow it; open holds are waited
+for; then the caller is told. What a hold is worth is `bounds`' to say, who has room is `budgets`',
+what an attempt is charged in the end `holds`'. A stream's hold grows by `pace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Literal, Protocol
+from uuid import UUID
+
+from farebox import accounting, payload
+from farebox.accounting import Attempt
+from farebox.budgets.applying import Applied
+from farebox.config import Provider
+from farebox.errors import BadRequest, PathClosed, Unavailable, Unpriced
+from farebox.proxy.call import Call, Clock
+from farebox.proxy.pace import Pace, Verdict
+from farebox.proxy.planning import Plan, Planner
+from farebox.proxy.refusing import refusal, refusing, remaining_usd
+from farebox.records import Budget, Caller
+from farebox.request import duplicate_members
+from farebox.store.budgets import Ask, Grant
+
+
+class Budgets(Protocol):
+    """The budgets of this process, as far as a call meets them."""
+
+    def applying(self, caller: Caller, model: str | None, session: str | None) -> tuple[Applied, ...]: ...
+
+    async def reserve(self, ask: Ask, *, wait_s: float, applied: Sequence[Applied]) -> Grant:
+        """Raises `Unavailable`; whatever it raises, a cancellation too, nothing is held."""
+
+    async def extend(self, id: UUID, usd: Decimal, tokens: int) -> Grant | None: ...
+
+    def release(self, id: UUID) -> None: ...
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One attempt's leave to go up. It ends in the attempt's event, or, if nothing went up, in `Guard.release`."""
+
+    id: UUID
+    facts: bytes
+    """The event a crash would leave: what the database has, and what the journal gets."""
+    body: bytes | None = None
+    """The request with its output clamped; None: it goes up as it is."""
+    clamped: int | None = None
+    """The output limit that was put in."""
+    remaining_usd: Decimal | None = None
+    choices: int = 1
+    """Answers asked for."""
+    pace: Pace | None = None
+    """Of a stream that may have to ask for more, and then be cut."""
+
+
+class Guard:
+    """Stands between a call and its provider. One for a process; knows no call beyond its end."""
+
+    def __init__(self, budgets: Budgets, planner: Planner, clock: Clock) -> None:
+        self._budgets = budgets
+        self._planner = planner
+        self._clock = clock
+        self.unasked = 0
+        """Streams that ran on because the database could not be asked for more."""
+
+    # -- once for a call -------------------------------------------------------------------------
+
+    def check(self, call: Call) -> None:
+        """Find the budgets that count `call`, which then knows them, and refuse what could spend past them.
+
+        Raises `PathClosed` for a path that may cost what nobody counts, `BadRequest` for a body that
+        farebox and a provider could read differently. Costs a look into memory for a call without a budget.
+        """
+        model = call.facts.model if call.facts is not None else None
+        applied = self._budgets.applying(call.caller, model, call.identity.session)
+        if not applied:
+            return
+        enforced = _enforced(applied)
+        if not call.target.metered:
+            if not call.target.billable:
+                return
+            if enforced:
+                raise PathClosed(call.request.method, call.target.path)
+            # Nothing says what it uses; that it is a request can be counted.
+            applied = tuple(one for one in applied if one.budget.purpose == "rate")
+        elif enforced and (
+            twice := sorted(duplicate_members(call.decoded, inputs=call.target.operation == "responses"))
+        ):
+            raise BadRequest(f"The body has more than one top-level '{twice[0]}'.", param=twice[0])
+        call.applied, call.budgeted = applied, enforced
+
+    def enforces(self, caller: Caller) -> bool:
+        """Whether a budget that refuses may count a call of `caller`, whatever it asks for."""
+        return _enforced(self._budgets.applying(caller, None, None))
+
+    # -- once for an attempt ---------------------------------------------------------------------
+
+    async def admit(self, call: Call, attempt: Attempt, provider: Provider) -> Ticket | None:
+        """Hold what `attempt` may cost at `provider`; sets its `hold`. None: no budget counts it.
+
+        Raises `BudgetExceeded`, `RateLimited`, `NoBound`, `Unpriced`, or `Unavailable` where the
+        database can't be asked. Whatever it raises, a cancellation too, nothing stays held.
+        """
+        metering = call.snapshot.config.metering
+        if metering.unpriced == "refuse" and call.target.metered and not self._planner.priced(call, provider):
+            raise Unpriced((call.facts.model if call.facts is not None else None) or "", provider.name)
+        if not call.applied:
+            return None
+        plan = self._planner.plan(call, attempt, provider)
+        budgets = {one.budget.id: one.budget for one in call.applied}
+        try:
+            plan, grant = await self._ladder(call, attempt, plan, budgets)
+        except Unavailable:
+            if call.budgeted:
+                raise
+            attempt.hold = None
+            return None
+        if grant.state == "denied":
+            attempt.hold = None
+            status: Literal[402, 429] = 429 if metering.refusal_status == 429 else 402
+            wants = {want.budget: want for want in plan.wants}
+            raise refusal(grant.windows, wants, budgets, now=self._clock.now(), status=status)
+        try:
+            return self._ticket(call, attempt, plan, grant, budgets)
+        except BaseException:
+            self._budgets.release(attempt.id)
+            raise
+
+    def release(self, ticket: Ticket) -> None:
+        """Give back what is held for an attempt of which provably nothing went up. Does not wait."""
+        self._budgets.release(ticket.id)
+
+    async def _ladder(
+        self, call: Call, attempt: Attempt, plan: Plan, budgets: Mapping[UUID, Budget]
+    ) -> tuple[Plan, Grant]:
+        """Ask, and where the answer is no, ask for less; then wait."""
+        grant = await self._ask(call, attempt, plan)
+        if (
+            grant.state == "denied"
+            and (counted := await self._planner.counted(call, attempt, plan, grant, budgets)) is not None
+        ):
+            plan = counted
+            grant = await self._ask(call, attempt, plan)
+        if (
+            grant.state == "denied"
+            and (clamped := self._planner.clamped(call, attempt, plan, grant, budgets)) is not None
+        ):
+            less = await self._ask(call, attempt, clamped)
+            if less.state != "denied":
+                return clamped, less
+        if grant.state == "denied":
+            wait_s = min((_wait_s(budgets[window.budget]) for window in refusing(grant.windows, budgets)), default=0.0)
+            if wait_s > 0:
+                grant = await self._ask(call, attempt, plan, wait_s=wait_s)
+        return plan, grant
+
+    async def _ask(self, call: Call, attempt: Attempt, plan: Plan, *, wait_s: float = 0.0) -> Grant:
+        attempt.hold = plan.hold
+        plan.facts = payload.encode(accounting.provisional(attempt))
+        ask = Ask(attempt.id, plan.wants, plan.facts)
+        call.reserving = True
+        try:
+            grant = await self._budgets.reserve(ask, wait_s=wait_s, applied=call.applied)
+        finally:
+            call.reserving = False
+        if grant.state == "gone":
+            raise Unavailable("The hold for this call was given up.", headers={"retry-after": "1"})
+        return grant
+
+    def _ticket(self, call: Call, attempt: Attempt, plan: Plan, grant: Grant, budgets: Mapping[UUID, Budget]) -> Ticket:
+        extendable = call.budgeted and attempt.stream and plan.extendable
+        return Ticket(
+            attempt.id,
+            plan.facts,
+            body=plan.body,
+            clamped=plan.clamped,
+            remaining_usd=remaining_usd(grant.windows, budgets),
+            choices=plan.bound.choices,
+            pace=self._pace(attempt, plan, budgets) if extendable else None,
+        )
+
+    # -- while it streams ------------------------------------------------------------------------
+
+    def _pace(self, attempt: Attempt, plan: Plan, budgets: Mapping[UUID, Budget]) -> Pace:
+        # A key's tokens a minute are no reason to cut what was let in.
+        counts_tokens = any(one.purpose == "budget" and one.limit_tokens is not None for one in budgets.values())
+
+        async def ask(output_tokens: int) -> Verdict:
+            usd, tokens = plan.total(output_tokens)
+            grant = await self._budgets.extend(attempt.id, usd, tokens if counts_tokens else 0)
+            if grant is None or grant.state == "gone":
+                self.unasked += 1
+                return "runs_on"
+            if grant.state == "open":
+                if (hold := attempt.hold) is not None:
+                    output = max(hold.output_tokens, output_tokens)
+                    attempt.hold = replace(hold, usd=max(hold.usd, usd), output_tokens=output)
+                return "held"
+            short = [budgets[window.budget] for window in refusing(grant.windows, budgets)]
+            cut = any(one.purpose == "budget" and one.on_extend_denied == "cut" for one in short)
+            return "cut" if cut else "runs_on"
+
+        return Pace(plan.held.output_tokens, plan.bound.output_tokens, ask)
+
+
+def _wait_s(budget: Budget) -> float:
+    # A pace is answered with 429 and `retry-after`, which SDKs heed by themselves.
+    return budget.wait_s if budget.purpose == "budget" else 0.0
+
+
+def _enforced(applied: Sequence[Applied]) -> bool:
+    return any(one.budget.purpose == "budget" and one.budget.on_exceed == "reject" for one in applied)
