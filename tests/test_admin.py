@@ -280,7 +280,7 @@ async def test_a_body_that_is_too_long(api: Api) -> None:
         ("PUT", KEYS, 405),
         ("DELETE", KEYS, 405),
         ("POST", USAGE, 405),
-        ("GET", "/farebox/api/budgets", 404),
+        ("GET", "/farebox/api/nothing", 404),
         ("GET", "/farebox/api/", 404),
         ("GET", "/farebox/nothing", 404),
         ("GET", "/farebox/", 404),

@@ -262,6 +262,7 @@ async def test_a_keys_fields_as_json(stored: Cli) -> None:
     """Every option of `keys create` is a field of the key; --format json prints one document, the secret in it."""
     options = ["--team", "t", "--project", "p", "--user", "u", "--model", "gpt-*", "--model", "o3", "--provider", "a"]
     options += ["--tag", "tier=cheap", "--tag", "empty=", "--expires-at", "2031-05-01", "--allow-shared-objects"]
+    options += ["--budget", "25.50/month", "--budget", "100_000tok/day", "--rpm", "60", "--max-parallel", "4"]
     made = await stored.json("keys", "create", "full", *options)
     assert re.fullmatch(r"fb-[0-9A-Za-z]{38}", made.pop("key"))
     shown = await stored.json("keys", "show", "full")
@@ -280,6 +281,13 @@ async def test_a_keys_fields_as_json(stored: Cli) -> None:
         "created_at": "",
         "changed_at": "",
         "revoked_at": None,
+        "budgets": [
+            {"limit_usd": None, "limit_tokens": 100_000, "window": "day"},
+            {"limit_usd": "25.50", "limit_tokens": None, "window": "month"},
+        ],
+        "rpm": 60,
+        "tpm": None,
+        "max_parallel": 4,
     }
     assert await stored.json("keys", "show", made["id"]) == shown
     assert await stored.json("keys", "list") == [shown]
@@ -294,7 +302,9 @@ async def test_a_table_of_keys(stored: Cli) -> None:
         await stored.aside("keys", "create", name)
     await stored.aside("keys", "revoke", "a")
     listed = (await stored.aside("keys", "list")).output.splitlines()
-    assert listed[0].split() == ["name", "id", "team", "project", "user", "created_at", "expires_at"]
+    assert listed[0].split() == [
+        *("name", "id", "team", "project", "user", "budgets", "rates", "created_at", "expires_at")
+    ]
     assert [line.split()[0] for line in listed[1:]] == ["b[bold]"]
     everything = (await stored.aside("keys", "list", "--all")).output.splitlines()
     assert everything[0].split()[-1] == "revoked_at"

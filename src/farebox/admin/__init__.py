@@ -1,23 +1,28 @@
-"""The control plane: health, readiness, and the JSON API for keys; reports are in `reports`.
+"""The control plane: health, readiness, and the JSON API, whose parts are the modules beside this one.
 
-A small table of routes over the store. Everything below `/farebox/api` takes the admin token;
-health and readiness take nothing and tell nothing that a stranger may not know.
+A small table of routes over the store. Everything below `/farebox/api` takes the admin token, but for
+`/me`, which takes a farebox key; health and readiness take nothing and tell nothing that a stranger may
+not know.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl
-from uuid import UUID
 
 import structlog
 from aiohttp.web_request import BaseRequest
 
 from farebox.admin import forms
+from farebox.admin.budgets import BudgetsApi
 from farebox.admin.health import Health
+from farebox.admin.integrity import IntegrityApi
+from farebox.admin.keys import KeysApi
+from farebox.admin.me import PATH as ME
+from farebox.admin.me import MeApi
 from farebox.admin.models import ModelsApi
 from farebox.admin.reports import ReportsApi
 from farebox.admin.scrape import PATH as METRICS
@@ -25,12 +30,11 @@ from farebox.admin.scrape import Scrape
 from farebox.admin.sizing import SizingApi
 from farebox.config import Config
 from farebox.errors import BadRequest, FareboxError, InvalidKey, MethodNotAllowed, NotFound, Refusal
-from farebox.keys import hash_secret, mint_secret
 from farebox.logs import exception_facts
 from farebox.metrics import Metrics
 from farebox.models import Catalogue
 from farebox.pricing import Pricer
-from farebox.records import KeyRecord
+from farebox.records import Caller, KeyRecord
 from farebox.server import Reply, read_body, refuse, respond
 from farebox.store import Store, is_refusal
 from farebox.tokens import Tokens
@@ -38,7 +42,10 @@ from farebox.tokens import Tokens
 API = "/farebox/api"
 _BODY_BYTES_MAX = 256 * 1024
 _STALL_S = 30.0
-_NOTHING = f"The control plane has keys, usage, timeseries, tools, sessions, models and tokens below {API}/."
+_NOTHING = (
+    f"The control plane has keys, budgets, audit, integrity, usage, timeseries, tools, sessions, models, tokens and me "
+    f"below {API}/."
+)
 
 Answer = tuple[int, Any]
 Action = Callable[[BaseRequest, str, dict[str, str]], Awaitable[Answer | Reply]]
@@ -57,24 +64,22 @@ class Admin:
         models: Catalogue,
         tokens: Tokens,
         pricer: Callable[[], Pricer],
+        identify: Callable[[Mapping[str, str]], Awaitable[Caller]],
         key_changed: Callable[[list[KeyRecord]], None],
+        budgets_changed: Callable[[], Awaitable[None]],
         journal_ready: Callable[[], bool],
         now: Callable[[], datetime],
     ) -> None:
         self._token = token.encode()
-        self._store = store
-        self._key_changed = key_changed
+        self._me = MeApi(store, identify=identify, now=now)
         self._health = Health(config, store, journal_ready)
         self._scrape = Scrape(metrics, config)
         self._sizing = SizingApi(config, tokens, pricer, now)
         self._now = now
         self._actions: dict[tuple[str, str], Action] = {
-            ("GET", "/keys"): self._list_keys,
-            ("POST", "/keys"): self._create_key,
-            ("GET", "/keys/{id}"): self._get_key,
-            ("PATCH", "/keys/{id}"): self._change_key,
-            ("DELETE", "/keys/{id}"): self._revoke_key,
-            ("POST", "/keys/{id}/rotate"): self._rotate_key,
+            **KeysApi(store, self._body, key_changed=key_changed, budgets_changed=budgets_changed).actions,
+            **BudgetsApi(store, self._body, budgets_changed=budgets_changed).actions,
+            **IntegrityApi(store, now).actions,
             **ReportsApi(store, now).actions,
             **self._sizing.actions,
             **ModelsApi(models, now).actions,
@@ -118,6 +123,8 @@ class Admin:
     async def _act(self, request: BaseRequest, path: str, query: str) -> Answer | Reply:
         if not path.startswith(API + "/"):
             raise NotFound(_NOTHING)
+        if path == API + ME:
+            return await self._me.answer(request, _parameters(query))
         self._check_token(request)
         template, item = _template(path.removeprefix(API))
         action = self._actions.get((request.method, template))
@@ -134,39 +141,6 @@ class Admin:
 
     async def _body(self, request: BaseRequest) -> bytes:
         return await read_body(request, _BODY_BYTES_MAX, _STALL_S)
-
-    # -- keys ------------------------------------------------------------------------------------
-
-    async def _list_keys(self, _: BaseRequest, __: str, query: dict[str, str]) -> Answer:
-        records = await self._store.list_keys(include_revoked=query.get("revoked") == "true")
-        return 200, {"data": [forms.public(record) for record in records]}
-
-    async def _create_key(self, request: BaseRequest, _: str, __: dict[str, str]) -> Answer:
-        new = forms.read_new_key(await self._body(request))
-        secret = mint_secret()
-        record = await self._store.create_key(secret_hash=hash_secret(secret), **new)
-        return 201, {**forms.public(record), "key": secret}
-
-    async def _get_key(self, _: BaseRequest, item: str, __: dict[str, str]) -> Answer:
-        return 200, forms.public(_found(await self._store.get_key(_uuid(item)), item))
-
-    async def _change_key(self, request: BaseRequest, item: str, _: dict[str, str]) -> Answer:
-        changes = forms.read_key_changes(await self._body(request))
-        return 200, self._changed(await self._store.change_key(_uuid(item), changes), item)
-
-    async def _revoke_key(self, _: BaseRequest, item: str, __: dict[str, str]) -> Answer:
-        return 200, self._changed(await self._store.revoke_key(_uuid(item)), item)
-
-    async def _rotate_key(self, _: BaseRequest, item: str, __: dict[str, str]) -> Answer:
-        secret = mint_secret()
-        changed = self._changed(await self._store.rotate_key(_uuid(item), hash_secret(secret)), item)
-        return 200, {**changed, "key": secret}
-
-    def _changed(self, record: KeyRecord | None, item: str) -> dict[str, Any]:
-        """A change made here takes hold here at once; other processes learn of it by their poll."""
-        found = _found(record, item)
-        self._key_changed([found])
-        return forms.public(found)
 
 
 def _parameters(query: str) -> dict[str, str]:
@@ -186,16 +160,3 @@ def _template(path: str) -> tuple[str, str]:
     if len(parts) >= 2:
         return "/".join(["", parts[0], "{id}", *parts[2:]]), parts[1]
     return "/" + parts[0], ""
-
-
-def _uuid(item: str) -> UUID:
-    try:
-        return UUID(item)
-    except ValueError:
-        raise NotFound("There is no such key: a key is addressed by its id.") from None
-
-
-def _found(record: KeyRecord | None, item: str) -> KeyRecord:
-    if record is None:
-        raise NotFound("There is no such key, or it was revoked.")
-    return record

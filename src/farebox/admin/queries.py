@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import get_args
 from uuid import UUID
@@ -138,6 +139,38 @@ def read_session_cursor(query: Query) -> tuple[datetime, str] | None:
     if place is None or place.tzinfo is None or not name:
         raise BadRequest("This cursor is not one that farebox gave out.", param="cursor")
     return place, name
+
+
+def read_word(query: Query, name: str, words: Sequence[str]) -> str | None:
+    """One of a few words, or None."""
+    word = query.get(name)
+    if word is not None and word not in words:
+        raise BadRequest(f"{name} is one of {', '.join(words)}.", param=name)
+    return word
+
+
+def name_cursor(place: tuple[str, str] | None) -> str | None:
+    """Where the next page of a list by names starts."""
+    return None if place is None else urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
+
+
+def read_name_cursor(query: Query) -> tuple[str, str] | None:
+    """The place in a list by names that a page before named."""
+    if (text := query.get("cursor")) is None:
+        return None
+    try:
+        return msgspec.json.decode(urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=tuple[str, str])
+    except (ValueError, msgspec.MsgspecError):
+        raise BadRequest("This cursor is not one that farebox gave out.", param="cursor") from None
+
+
+def read_number_cursor(query: Query) -> int | None:
+    """The place in a numbered list that a page before named."""
+    if (text := query.get("cursor")) is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise BadRequest("This cursor is not one that farebox gave out.", param="cursor")
+    return int(text)
 
 
 def _number(query: Query, name: str, default: int, most: int) -> int:

@@ -60,6 +60,7 @@ class Scrape:
     async def _write(self) -> tuple[bytes, bytes]:
         """The text, plain and in gzip."""
         pieces: list[bytes] = []
+        await self._metrics.look_up()
         for piece in self._metrics.pieces():
             pieces.append(piece)
             await asyncio.sleep(0)

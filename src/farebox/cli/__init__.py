@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from farebox.cli import configs, keys, models, prices, serve, sessions, tokens, top, usage
+from farebox.cli import budgets, configs, integrity, keys, models, prices, serve, sessions, tokens, top, usage
 from farebox.cli.common import version
 from farebox.config import ConfigError
 from farebox.errors import FareboxError
@@ -58,6 +58,6 @@ def parser() -> argparse.ArgumentParser:
     )
     line.add_argument("--version", action="version", version=f"farebox {version()}")
     commands = line.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (serve, configs, keys, usage, sessions, tokens, top, models, prices):
+    for module in (serve, configs, keys, budgets, usage, sessions, tokens, top, models, prices, integrity):
         module.add(commands)
     return line

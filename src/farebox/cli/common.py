@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import getpass
 import os
 import shlex
 import shutil
@@ -182,6 +183,15 @@ def parse_pair(text: str) -> tuple[str, str]:
     if not sign or not name:
         raise BadUse(f"{text!r} is not NAME=VALUE.")
     return parse_line(name), parse_line(value) if value else ""
+
+
+def actor() -> str:
+    """Who makes a change, for the audit: the system's user who started the command."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user may have no name
+        user = f"uid {os.getuid()}"
+    return f"cli: {user[:100]}"
 
 
 def not_found(what: str, name: str) -> FareboxError:

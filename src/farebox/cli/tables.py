@@ -21,8 +21,9 @@ from rich.text import Text
 
 from farebox.cli.common import Output
 
-Kind = Literal["text", "count", "money", "ms", "time", "names"]
+Kind = Literal["text", "right", "count", "money", "ms", "time", "names"]
 
+_TO_THE_RIGHT = frozenset(("right", "count", "money", "ms"))
 _GAP = 2
 _PIPE_COLUMNS = 10_000
 _TEXT_COLUMNS_MIN = 12
@@ -61,7 +62,7 @@ def make_table(
     kept = _fitting(columns, texts, width)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for column in kept:
-        right = column.kind in ("count", "money", "ms")
+        right = column.kind in _TO_THE_RIGHT
         table.add_column(
             column.heading or column.name,
             justify="right" if right else "left",
@@ -141,6 +142,7 @@ def names(value: Sequence[str] | None) -> str:
 
 _SHAPES: Mapping[Kind, Callable[[Any], str]] = {
     "text": plain,
+    "right": plain,
     "count": count,
     "ms": milliseconds,
     "time": moment,
