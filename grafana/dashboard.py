@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from grafana.budgets import budgets
 from grafana.health import at_a_glance, latency, traffic
 from grafana.money import cost, tokens
 from grafana.panels import Json, arrange, choice, datasource
@@ -20,7 +21,7 @@ OUTPUT = Path(__file__).with_name("farebox-overview.json")
 
 def build() -> Json:
     """The dashboard as Grafana reads it."""
-    parts = (at_a_glance, traffic, latency, cost, tokens, trust, ledger)
+    parts = (at_a_glance, traffic, latency, cost, budgets, tokens, trust, ledger)
     return {
         "annotations": {"list": [reloads()]},
         "description": "farebox: is it well, is it fast, what does it cost, can the figures be trusted.",

@@ -51,6 +51,13 @@ NAMES = [
     "farebox_upstream_errors_total",
     "farebox_config_reloads_total",
     "farebox_provider_cost_drift_usd_total",
+    "farebox_budget_limit_usd",
+    "farebox_budget_spent_usd",
+    "farebox_budget_reserved_usd",
+    "farebox_budget_remaining_ratio",
+    "farebox_overrun_usd_total",
+    "farebox_budget_thresholds_total",
+    "farebox_budget_warned_total",
     "farebox_build_info",
 ]
 

@@ -113,15 +113,17 @@ async def test_every_panel_has_data(postgres: PostgresServer, database: str, tmp
                     await asked.scraped(2)
                 await reload(farebox, process)
                 await agrees_with_the_ledger(asked, database)
-                # Corrections are the database's; a farebox that starts tells them.
+                # Corrections and overruns are the database's; a farebox that starts tells them.
                 await reprice(farebox, settings)
+                await overrun(database)
                 assert await process.stop() == 0
                 again = await farebox.start()
                 for _ in range(WAVES):
                     await mixture.wave(again.port, keys)
                     await asked.scraped(2)
                 await lose_events(asked, postgres, again.port, farebox.key)
-                # A call that is open for as long as it takes to be seen.
+                await recovered(again.port, farebox.key)
+                # A call that is open, and held for, as long as it takes to be seen.
                 held = mixture.request("gpt-held", streamed=False)
                 waiting = asyncio.create_task(call(again.port, mixture.CHAT, held, key=farebox.key))
                 await asked.scraped(4)
@@ -154,6 +156,16 @@ async def reprice(farebox: Installation, settings: dict[str, Any]) -> None:
     assert ran.code == 0 and json.loads(ran.output)["corrected"] > 0, ran
 
 
+async def overrun(database: str) -> None:
+    """As if a budget's calls had cost a dollar more than was held for them."""
+    connection = await asyncpg.connect(database)
+    try:
+        done = await connection.execute("UPDATE farebox.budget_window SET overrun_usd = overrun_usd + 1")
+    finally:
+        await connection.close()
+    assert done != "UPDATE 0"
+
+
 async def lose_events(asked: Prometheus, postgres: PostgresServer, port: int, key: str) -> None:
     """Let the journal run full while Postgres is away; calls pass unrecorded then, and the alert fires."""
 
@@ -167,6 +179,13 @@ async def lose_events(asked: Prometheus, postgres: PostgresServer, port: int, ke
             await mixture.flood(port, key, alarm)
     finally:
         await asyncio.to_thread(postgres.start)
+
+
+async def recovered(port: int, key: str) -> None:
+    """Until the database and the journal's room are back, and calls with a budget are taken again."""
+    async with asyncio.timeout(FLOOD_S):
+        while (await call(port, mixture.CHAT, mixture.request("gpt-roomy", streamed=False), key=key)).status != 200:
+            await asyncio.sleep(0.2)
 
 
 async def agrees_with_the_ledger(asked: Prometheus, database: str) -> None:

@@ -113,6 +113,12 @@ def settings(folder: str, database: str, provider: FakeProvider, nobody: int) ->
             {"match": {"model": "vendor/*"}, "to": ["router"]},
             {"match": {}, "to": ["up"]},
         ],
+        # By model, so that each kind of call has its own fate.
+        "budgets": [
+            {"name": "watched", "scope": "model", "only": ["gpt-tools"], "limit_usd": 0.001, "on_exceed": "warn"},
+            {"name": "empty", "scope": "model", "only": ["gpt-refused"], "limit_usd": 0, "wait_s": 0},
+            {"name": "roomy", "scope": "model", "only": ["gpt-held", "gpt-roomy"], "limit_usd": 100},
+        ],
     }
 
 
@@ -124,6 +130,7 @@ _DOCUMENTS = (
     "gpt-500",
     "gpt-400",
     "gpt-down",
+    "gpt-refused",
     "mystery",
     "vendor/model",
     "claude-x",

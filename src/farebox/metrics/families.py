@@ -34,6 +34,8 @@ class Family:
     """Upper bounds, ascending, without +Inf."""
     largest: bool = False
     """Of a gauge: the workers' values become one as their largest, not as their sum."""
+    looked_up: bool = False
+    """Of a gauge: its series are those of the last look at the database, which come and go; none is kept."""
 
     @property
     def width(self) -> int:
@@ -66,6 +68,11 @@ def _histogram(name: str, help: str, *buckets: float) -> Family:
 
 def _gauge(name: str, help: str, *labels: str, largest: bool = False) -> Family:
     return Family(name, "gauge", help, labels, largest=largest)
+
+
+def _standing(name: str, help: str) -> Family:
+    help += " Of the current window; the same from every worker and replica, so take max by (budget)."
+    return Family(name, "gauge", help, ("budget",), looked_up=True)
 
 
 def _codes(kind: type[Refusal]) -> Iterator[str]:
@@ -157,10 +164,28 @@ LOST = _counter("farebox_ledger_lost_events_total", "Events that neither a journ
 RELOADS_DONE = _counter(
     "farebox_config_reloads_total", "Reloads of the config; a failed one changes nothing.", result=RELOADS
 )
+BUDGET_LIMIT = _standing("farebox_budget_limit_usd", "What a budget allows.")
+BUDGET_SPENT = _standing("farebox_budget_spent_usd", "What a budget's calls cost.")
+BUDGET_RESERVED = _standing("farebox_budget_reserved_usd", "What a budget holds for calls that are not over.")
+BUDGET_REMAINING = _standing(
+    "farebox_budget_remaining_ratio", "The part of a budget that is neither spent nor held, of dollars or of tokens."
+)
+OVERRUN = _counter(
+    "farebox_overrun_usd_total",
+    "What calls cost above what their budgets held for them, over the whole ledger. Replicas tell the same: use max.",
+)
+THRESHOLDS = _counter(
+    "farebox_budget_thresholds_total",
+    "Thresholds that budgets reached, each once a window, by one of all processes.",
+    *("budget", "threshold"),
+)
+WARNED = _counter(
+    "farebox_budget_warned_total", "Calls that a used-up budget let pass because it only warns.", "budget"
+)
 BUILD = _gauge("farebox_build_info", "Always 1; the label says which farebox this is.", "version", largest=True)
 
 FAMILIES = (
     *(REQUESTS, TOKENS, COST, CORRECTIONS, DRIFT, DURATION, FIRST_TOKEN, PER_TOKEN, OVERHEAD, IN_FLIGHT, TOOL_CALLS),
     *(REFUSALS, USAGE_SOURCE, UNATTESTED, UNPRICED, UNPARSED, UPSTREAM_ERRORS, BACKLOG, OLDEST, LOST, RELOADS_DONE),
-    BUILD,
+    *(BUDGET_LIMIT, BUDGET_SPENT, BUDGET_RESERVED, BUDGET_REMAINING, OVERRUN, THRESHOLDS, WARNED, BUILD),
 )

@@ -7,6 +7,7 @@ row and the answer matter more than the number.
 from __future__ import annotations
 
 import asyncio
+import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import structlog
 from farebox.logs import exception_facts
 from farebox.metrics import families as f
 from farebox.metrics import reading, text
+from farebox.metrics.budgets import Ask, BudgetGauges
 from farebox.metrics.families import COST, FAMILIES, OTHER, REQUESTS, TOKEN_TYPES, TOKENS, Family
 from farebox.metrics.series import Series, Table, clean
 from farebox.metrics.storage import Storage
@@ -50,6 +52,10 @@ class Sources:
     """Events lost since this process began."""
     corrections: Callable[[], Awaitable[tuple[Decimal, Decimal]]] | None = None
     """Cost corrected (up, down) in the whole ledger, in USD; with several workers only one asks."""
+    overrun: Callable[[], Awaitable[Decimal]] | None = None
+    """Cost above what budgets held, in the whole ledger, in USD; likewise."""
+    budgets: Ask | None = None
+    """How budgets stand; every worker asks, when it is scraped."""
 
 
 class _Kin(dict[str, int]):
@@ -87,17 +93,23 @@ class Metrics:
         version: str,
         look_s: float = 1.0,
         corrections_poll_s: float = 60.0,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._storage = storage
         self._own = storage.own
         self._table = Table(
-            FAMILIES,
+            [family for family in FAMILIES if not family.looked_up],
             series_max=len(storage.own),
             label_values_max=label_values_max,
             log=storage,
             is_secret=is_secret,
         )
         self._sources = sources
+        self._budgets: BudgetGauges | None = None
+        if sources.budgets is not None:
+            self._budgets = BudgetGauges(
+                sources.budgets, rows_max=label_values_max, is_secret=is_secret, monotonic=monotonic
+            )
         self._look_s = look_s
         self._corrections_poll_s = corrections_poll_s
         self._log = structlog.get_logger()
@@ -107,9 +119,9 @@ class Metrics:
         self._stumbles = 0
         self._lost = 0
         for family in FAMILIES:
-            if not family.open and family is not f.CORRECTIONS:
-                # From the start, at 0: what is seen first at 1 has not increased for Prometheus. (The corrections are
-                # the ledger's totals: a 0 before the first look at it would make all of them an increase.)
+            if not family.open and family not in (f.CORRECTIONS, f.OVERRUN):
+                # From the start, at 0: what is seen first at 1 has not increased for Prometheus. (The corrections and
+                # overruns are the ledger's totals: a 0 before the first look would make all of them an increase.)
                 for values in family.fallbacks():
                     if OTHER not in values:
                         place = self._place(family, *values)
@@ -133,6 +145,14 @@ class Metrics:
     def reloaded(self, result: str) -> None:
         """Count one reload of the config, `ok` or `failed`. Never raises."""
         self._count(f.RELOADS_DONE, result)
+
+    def reached(self, budget: str, threshold: str) -> None:
+        """Count a threshold that a budget reached. Never raises."""
+        self._count(f.THRESHOLDS, clean(budget), clean(threshold))
+
+    def warned(self, budget: str) -> None:
+        """Count a call that a used-up budget let pass. Never raises."""
+        self._count(f.WARNED, clean(budget))
 
     def _observe(self, event: UsageEvent) -> None:
         own, kin = self._own, self._kin(event)
@@ -193,9 +213,9 @@ class Metrics:
             kin = self._kins[labels] = _Kin(self._table.place, labels)
         return kin
 
-    def _count(self, family: Family, value: str) -> None:
+    def _count(self, family: Family, *values: str) -> None:
         try:
-            self._own[self._place(family, value)] += 1
+            self._own[self._place(family, *values)] += 1
         except Exception as error:
             self._stumbled("something is missing in the metrics", error)
 
@@ -219,9 +239,8 @@ class Metrics:
     async def start(self) -> None:
         """Begin to look at the sources."""
         self._tasks.append(asyncio.create_task(self._keep_looking(), name="metrics look"))
-        if self._sources.corrections is not None:
-            ask = self._sources.corrections
-            self._tasks.append(asyncio.create_task(self._keep_asking(ask), name="metrics corrections"))
+        if self._sources.corrections is not None or self._sources.overrun is not None:
+            self._tasks.append(asyncio.create_task(self._keep_asking(), name="metrics corrections"))
 
     async def close(self) -> None:
         """Let go of the storage; nothing may be counted any more."""
@@ -247,12 +266,20 @@ class Metrics:
             self.look()
             await asyncio.sleep(self._look_s)
 
-    async def _keep_asking(self, ask: Callable[[], Awaitable[tuple[Decimal, Decimal]]]) -> None:
+    async def look_up(self) -> None:
+        """Take what only the database knows, for `pieces`; within `budgets.TIMEOUT_S`. Never raises."""
+        if self._budgets is not None:
+            await self._budgets.look()
+
+    async def _keep_asking(self) -> None:
         while True:
             try:
-                up, down = await ask()
-                self._own[self._place(f.CORRECTIONS, "up")] = float(up)
-                self._own[self._place(f.CORRECTIONS, "down")] = float(down)
+                if self._sources.corrections is not None:
+                    up, down = await self._sources.corrections()
+                    self._own[self._place(f.CORRECTIONS, "up")] = float(up)
+                    self._own[self._place(f.CORRECTIONS, "down")] = float(down)
+                if self._sources.overrun is not None:
+                    self._own[self._place(f.OVERRUN)] = float(await self._sources.overrun())
             except Exception as error:
                 # The database is away, mostly: the last figures stand.
                 self._log.debug("the cost corrections could not be read", **exception_facts(error))
@@ -266,15 +293,23 @@ class Metrics:
         self._table.catch_up()
         workers = self._storage.all()
         largest = {family.name for family in FAMILIES if family.largest}
+        made = {name: list(series) for name, series in self._table.made.items()}
+        looked_up: list[float] = []
+        made |= {family.name: [] for family in FAMILIES if family.looked_up}
+        for family, value, amount in self._budgets.samples() if self._budgets is not None else ():
+            # Told at negative places: they have none in the storage.
+            looked_up.append(amount)
+            made[family.name].append(Series(family.name, -len(looked_up), 1, (value,)))
 
         def values_of(series: Series) -> list[float]:
+            if series.start < 0:
+                return [looked_up[-series.start - 1]]
             start, end = series.start, series.start + series.width
             merge = max if series.family in largest else text.total
             if series.width == 1:
                 return [merge([values[start] for values in workers])]
             return [merge(column) for column in zip(*[values[start:end] for values in workers], strict=True)]
 
-        made = {name: list(series) for name, series in self._table.made.items()}
         yield from text.write(FAMILIES, made, values_of)
 
     def exposition(self) -> bytes:
