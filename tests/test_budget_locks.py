@@ -296,13 +296,23 @@ async def _correct(scene: Scene) -> Work:
     return Work(work.id, lambda: scene.teller.budgets.correct(work.id, D(3), "ann", "because"))
 
 
-async def _sweep(scene: Scene) -> Work:
+async def _sweep(scene: Scene, *left: Ask) -> Work:
     teller = scene.teller
     old, teller.owner = teller.owner, await teller.budgets.register("next")
-    await scene.teller.reserve(scene.fresh(), owner=old)
+    for one in left or [scene.fresh()]:
+        await scene.teller.reserve(one, owner=old)
     await teller.sql.execute("UPDATE farebox.owner SET steady_since = steady_since - interval '1 hour'")
     await teller.sql.execute("UPDATE farebox.owner SET seen = seen - interval '1 hour' WHERE id = $1", old)
     return Work(None, lambda: teller.budgets.sweep(teller.owner, LEASE_S, 10))
+
+
+async def _sweep_one_by_one(scene: Scene) -> Work:
+    """Facts that can't be posted, of a call in the high window and, after it, of one in the low window."""
+    ids = sorted((ask().id, ask().id))
+    left = zip(ids, reversed(scene.budgets), strict=True)
+    return await _sweep(
+        scene, *(Ask(id, (Want(budget.id, "", D(1), 0),), b'{"started_at": "never"}') for id, budget in left)
+    )
 
 
 async def _change(scene: Scene) -> Work:
@@ -312,4 +322,4 @@ async def _change(scene: Scene) -> Work:
     return Work(None, lambda: scene.teller.budgets.put_budgets(wanted, "api", "test"))
 
 
-_WORKS = (_reserve, _extend, _settle, _release, _reprice, _correct, _sweep, _change)
+_WORKS = (_reserve, _extend, _settle, _release, _reprice, _correct, _sweep, _sweep_one_by_one, _change)

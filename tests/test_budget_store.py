@@ -18,6 +18,7 @@ from farebox.store import Store
 from farebox.store.budgets import Ask, BudgetStore, Fenced, Total, Want
 from farebox.store.corrections import Corrections, Cost
 from farebox.store.integrity import evaluate
+from farebox.store.keys import Keys
 from support.events import event
 from support.pgbouncer import pgbouncer
 from support.postgres import PostgresServer
@@ -550,6 +551,20 @@ async def test_tombstones_last_a_day(teller: Teller) -> None:
     assert tuple(await teller.sql.fetchrow(counts)) == (0, 0)
 
 
+async def test_totals_are_kept_as_long_as_their_budget(teller: Teller) -> None:
+    """A counter over all time stays however old it is, and goes long after its budget was deleted."""
+    budget = await teller.budget(scope="session", window="total")
+    await teller.reserve(one := ask(budget))
+    await teller.settle(one.id, "1")
+    left = "SELECT count(*) FROM farebox.budget_window"
+    await teller.at("2999-01-01")
+    await teller.budgets.purge()
+    assert await teller.sql.fetchval(left) == 1
+    await teller.budgets.delete_budget("b", "ann")
+    await teller.budgets.purge()
+    assert await teller.sql.fetchval(left) == 0
+
+
 # -- owners ------------------------------------------------------------------------------------------
 
 
@@ -612,6 +627,23 @@ async def test_a_sweep_is_bounded_and_goes_on(teller: Teller) -> None:
     other = await _steady(teller)
     assert [await teller.budgets.sweep(other, LEASE_S, 2) for _ in range(4)] == [2, 2, 1, 0]
     assert (await teller.window(budget)).spent_usd == 5
+    await teller.check()
+
+
+async def test_a_swept_call_that_held_no_money_has_no_known_cost(teller: Teller) -> None:
+    """Where only requests or tokens were held, and the model has no price, its row says so and not that it was free."""
+    paces = [await teller.budget("rpm", limit_requests=5), await teller.budget("tpm", limit_tokens=50)]
+    known, unknown = event(budget_ids=["b"], cost_usd=D(0)), event(budget_ids=["b"], cost_usd=None)
+    wants = tuple(Want(budget.id, "", D(0), 7) for budget in paces)
+    for call in (known, unknown):
+        assert (await teller.reserve(Ask(call.id, wants, encode(call)))).state == "open"
+    owner = await _sweep(teller)
+    for call, cost in ((known, 0), (unknown, None)):
+        [row] = await teller.rows(call.id)
+        assert (row["cost_usd"], row["usage_source"], row["output_tokens"]) == (cost, "hold", 7)
+    assert (await teller.extend(unknown.id, "0", 9, owner=owner)).state == "open"
+    await _sweep(teller, owner)
+    assert [row["cost_usd"] for row in await teller.rows(unknown.id)] == [None, None]
     await teller.check()
 
 
@@ -746,7 +778,9 @@ async def test_another_way_of_counting_is_another_budget(teller: Teller) -> None
     other = await teller.budgets.put_budget("b", {"window": "month"}, "api", "ann")
     assert (other.id != budget.id, other.limit_usd) == (True, 1)
     assert (await teller.reserve(ask(other))).state == "open"
-    assert (await teller.reserve(ask(budget, usd="50"))).state == "open", "the old one limits nothing any more"
+    # Whoever has not heard of it yet is counted where the new one does not look, and must not be free for that.
+    for subject in ("", "fresh"):
+        assert (await teller.reserve(ask(budget, usd="50", subject=subject))).state == "denied"
     await teller.settle(one.id, "1")
     assert [b.id for b in await teller.budgets.list_budgets()] == [other.id]
     await teller.check()
@@ -870,6 +904,69 @@ async def test_keys_have_budgets_and_rates(teller: Teller) -> None:
     [ended, *_] = await teller.budgets.audit(name="key:new:name:rpm")
     assert ended.action == "delete"
     assert await teller.budgets.set_key_limits(key.id, "late", limits, 1, 1, 1, "ann") == [], "it stays revoked"
+
+
+async def test_a_budget_that_comes_back_to_the_config_has_spent_what_it_had(teller: Teller) -> None:
+    """Left out once and there again it goes on counting where it was; counted otherwise it is another one."""
+    plain: dict[str, Any] = {"name": "c", "scope": "global", "limit_usd": D(5)}
+    [budget] = await teller.budgets.sync_config([plain])
+    left = ask(budget, usd="4")
+    await teller.reserve(left)
+    assert await teller.budgets.sync_config([]) == []
+    assert (await teller.reserve(ask(budget, usd="50"))).state == "open", "it limits nothing meanwhile"
+    [back] = await teller.budgets.sync_config([plain | {"limit_usd": D(6)}])
+    assert (back.id, back.limit_usd, (await teller.reserve(ask(back))).state) == (budget.id, 6, "denied")
+    assert [row.action for row in await teller.budgets.audit(name="c")] == ["create", "delete", "create"]
+    await teller.budgets.sync_config([])
+    [other] = await teller.budgets.sync_config([plain | {"window": "day"}])
+    assert other.id != budget.id
+    await teller.check()
+
+
+async def test_who_lets_streams_overrun_does_not_keep_others_from_holding(teller: Teller) -> None:
+    """A full budget that overruns, or a full pace, holds no more; a budget that cuts holds all the same, or denies."""
+    cuts = await teller.budget("cuts", limit_usd=D(4))
+    lets = await teller.budget("lets", limit_usd=D(1), on_extend_denied="overrun")
+    one = ask(lets, cuts)
+    await teller.reserve(one)
+    for _ in range(2):
+        assert (await teller.extend(one.id, "3")).state == "open"
+        assert ((await teller.window(lets)).reserved_usd, (await teller.window(cuts)).reserved_usd) == (1, 3)
+    assert (await teller.extend(one.id, "5")).state == "denied"
+    await teller.settle(one.id, "3")
+    overruns = await teller.sql.fetch("SELECT overrun_usd FROM farebox.budget_window ORDER BY overrun_usd")
+    assert [row["overrun_usd"] for row in overruns] == [0, 2]
+    await teller.check()
+
+
+@pytest.mark.parametrize("how", ["by farebox", "by hand"])
+async def test_a_revoked_key_is_limited_to_its_last_call(teller: Teller, how: str) -> None:
+    """Processes that have not heard of the end of a key yet hold it to its budgets, and are not told they ended."""
+    key = await teller.store.create_key(name="ci", secret_hash=bytes(32))
+    [budget] = await teller.budgets.set_key_limits(key.id, "ci", [{"limit_usd": D(5)}], None, None, None, "ann")
+    assert (await teller.reserve(ask(budget))).state == "open"
+    _, since = await teller.budgets.budgets_changed_since(datetime.now(UTC))
+    if how == "by hand":
+        await teller.store.revoke_key(key.id)
+    else:
+        await Keys(teller.store).revoke(key.id, "ann")
+    for subject in ("", "fresh"):
+        assert (await teller.reserve(ask(budget, usd="50", subject=subject))).state == "denied"
+    changed, _ = await teller.budgets.budgets_changed_since(since)
+    assert [(one.id, one.deleted) for one in changed] == [(budget.id, False)]
+    assert await teller.budgets.list_budgets() == []
+
+
+async def test_limits_taken_from_a_living_key_are_gone_at_once(teller: Teller) -> None:
+    """What a key is rid of limits nothing any more, also for processes that still ask with it, which are told."""
+    key = await teller.store.create_key(name="ci", secret_hash=bytes(32))
+    [budget] = await teller.budgets.set_key_limits(key.id, "ci", [{"limit_usd": D(5)}], None, None, None, "ann")
+    assert (await teller.reserve(ask(budget))).state == "open"
+    await teller.budgets.set_key_limits(key.id, "ci", [], None, None, None, "ann")
+    assert (await teller.reserve(ask(budget, usd="50"))).state == "open"
+    await teller.store.revoke_key(key.id)
+    changed, _ = await teller.budgets.budgets_changed_since(datetime.now(UTC))
+    assert [(one.id, one.deleted) for one in changed] == [(budget.id, True)]
 
 
 async def test_changes_are_found_by_their_time(teller: Teller) -> None:

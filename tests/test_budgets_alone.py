@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
 from farebox.budgets import Settings
+from farebox.budgets.definitions import Book
 from farebox.errors import BadRequest
 from farebox.store import Store
 from farebox.store.budgets import BudgetStore
 from support.budgets import ANN, Replica, put, replica, until
 
 TEN: dict[str, Any] = {"limit_usd": Decimal(10)}
+
+
+async def test_a_change_that_was_committed_late_is_found(database: str, store: Store) -> None:
+    """A budget whose change took longer to commit than any look goes back is in force after the next whole look."""
+    book = Book(BudgetStore(store), (), poll_s=3600, list_every=timedelta(0))
+    await book.start()
+    connection = await asyncpg.connect(database)
+    try:
+        await connection.execute(
+            "SET session_replication_role = replica;"  # or the time of the change would be now
+            "INSERT INTO farebox.budget (name, source, scope, limit_usd, changed_at)"
+            "VALUES ('late', 'api', 'global', 1, now() - interval '1 hour')"
+        )
+        await book.refresh()
+        assert [one.budget.name for one in book.applying(ANN, None, None)] == ["late"]
+        await connection.execute("UPDATE farebox.budget SET deleted_at = now() - interval '1 hour'")
+        await book.refresh()
+        assert book.applying(ANN, None, None) == ()
+    finally:
+        await connection.close()
+        await book.close()
 
 
 async def test_a_budget_made_elsewhere_is_in_force_within_a_poll(database: str, store: Store, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from support.app import running, settings_of
 from support.budgets import replica
 from support.counters import put, spend
 from support.http import call
-from support.provider import FakeProvider
+from support.money import FREE_INPUT, answered, budgeted, chat, settings
+from support.provider import FakeProvider, plain
+from support.traffic import CHAT
 
 
 class Asked:
@@ -207,6 +209,23 @@ async def test_deleted_windows_leave_their_overrun(store: Store) -> None:
     async with store.connection() as connection:
         await connection.execute("DELETE FROM farebox.budget_window")
     assert await alerts.overrun() == Decimal("5.5")
+
+
+async def test_only_a_limit_can_be_overrun(database: str, tmp_path: Path) -> None:
+    """What a call costs is no overrun of its key's pace, nor its tokens of a budget of money: those hold none."""
+    async with (
+        FakeProvider(plain(answered(40))) as provider,
+        running(settings(database, tmp_path, provider, prices=FREE_INPUT)) as farebox,
+    ):
+        key = await budgeted(farebox, "paced", {"limit_usd": Decimal(1)}, rpm=60, max_parallel=3)
+        assert (await key.call(CHAT, chat(100))).status == 200
+        await farebox.app.ledger.flush(10)
+        async with farebox.app.store.connection() as connection:
+            counters = await connection.fetch(
+                "SELECT spent_usd, overrun_usd, overrun_tokens FROM farebox.budget_window"
+            )
+        assert await AlertStore(farebox.app.store).overrun() == 0
+    assert [tuple(counter) for counter in counters] == [(Decimal("0.0004"), 0, 0)] * 3
 
 
 async def test_a_scrape_tells_how_budgets_stand(database: str, tmp_path: Path) -> None:

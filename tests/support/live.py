@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from support.app import Farebox, running, settings_of
+from support.clock import stop_clock
 from support.postgres import PostgresServer
 from support.provider import FakeProvider
 
@@ -82,6 +83,7 @@ async def serving(
     """A farebox over fake providers `names`; `settings(fakes)` gives the config's `providers` and `routes`."""
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(postgres.database())
+        await stop_clock(dsn)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="farebox-test-"))
         fakes = {name: await stack.enter_async_context(FakeProvider()) for name in names}
         providers, routes = settings(fakes)

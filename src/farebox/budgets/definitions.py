@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +21,9 @@ from farebox.logs import exception_facts
 from farebox.records import Budget, Caller
 from farebox.store.budgets import BudgetStore
 from farebox.store.failures import StoreUnavailable
+
+LIST_EVERY = timedelta(minutes=1)
+"""How often the whole list is read instead of what changed: a change that took long to be committed is found by it."""
 
 Fields = dict[str, Any]
 """One budget of the config, by column name."""
@@ -34,9 +37,12 @@ def fields_of(rules: Sequence[BudgetRule]) -> list[Fields]:
 class Book:
     """The definitions of one process. `start`, then `applying`; `change` with a new config; `close`."""
 
-    def __init__(self, store: BudgetStore, configured: Sequence[Fields], *, poll_s: float) -> None:
+    def __init__(
+        self, store: BudgetStore, configured: Sequence[Fields], *, poll_s: float, list_every: timedelta = LIST_EVERY
+    ) -> None:
         self._store = store
         self._poll_s = poll_s
+        self._list_every = list_every
         self._unput: Sequence[Fields] | None = configured
         self._definitions = Definitions()
         self._loading = asyncio.Lock()
@@ -46,6 +52,7 @@ class Book:
         self._log = structlog.get_logger()
         self._budgets: dict[UUID, Budget] = {}
         self._since: datetime | None = None
+        self._list_after: datetime | None = None
         self._looks = 0
         self._seen = 0
 
@@ -79,14 +86,16 @@ class Book:
                 return
             self._looks += 1
             await self._put_configured()
-            if self._since is None:
-                # Asked for the moment first: what changes while the list is read comes with the next look.
-                _, since = await self._store.budgets_changed_since(datetime.now(UTC))
-                changed = await self._store.list_budgets(include_rate=True)
-            else:
-                changed, since = await self._store.budgets_changed_since(self._since)
+            # Asked for the moment first: what changes while the list is read comes with the next look.
+            changed, since = await self._store.budgets_changed_since(self._since or datetime.now(UTC))
+            whole = self._list_after is None or since >= self._list_after
+            if whole:
+                # The list lacks those that ended with their keys, which were in force a minute ago.
+                lately, _ = await self._store.budgets_changed_since(since - LIST_EVERY)
+                changed = [*lately, *await self._store.list_budgets(include_rate=True)]
+                self._list_after = since + self._list_every
             self._since = since
-            self._take(changed)
+            self._take(changed, whole=whole)
             self._seen = self._looks
 
     async def _put_configured(self) -> None:
@@ -103,15 +112,16 @@ class Book:
         if self._unput is configured:
             self._unput = None
 
-    def _take(self, changed: Sequence[Budget]) -> None:
-        before = dict(self._budgets)
+    def _take(self, changed: Sequence[Budget], *, whole: bool) -> None:
+        budgets = {} if whole else dict(self._budgets)
         for budget in changed:
             if budget.deleted:
-                self._budgets.pop(budget.id, None)
+                budgets.pop(budget.id, None)
             else:
-                self._budgets[budget.id] = budget
-        if self._budgets != before:
-            self._definitions = Definitions(self._budgets.values())
+                budgets[budget.id] = budget
+        if self._budgets != budgets:
+            self._budgets = budgets
+            self._definitions = Definitions(budgets.values())
 
     async def _watch(self) -> None:
         while True:

@@ -31,8 +31,11 @@ SELECT farebox.release($1)
 SELECT farebox.correct_usage($1, $2, $3, $4, $5, $6) AS before
 
 -- name: budget_columns
+-- One that ended with its key is not told as deleted: it counts whoever still knows the key.
 id, name, source, purpose, scope, "only", key_id, limit_usd, limit_tokens, limit_requests, limit_open, "window",
-timezone, thresholds, on_exceed, admission, clamp, wait_s, on_extend_denied, deleted_at IS NOT NULL AS deleted
+timezone, thresholds, on_exceed, admission, clamp, wait_s, on_extend_denied,
+deleted_at IS NOT NULL
+AND NOT EXISTS (SELECT FROM farebox.key AS ended WHERE ended.id = key_id AND ended.revoked_at <= deleted_at) AS deleted
 
 -- name: list_budgets
 -- $1: those of purpose rate, too.
@@ -70,6 +73,10 @@ WHERE deleted_at IS NULL AND purpose = 'budget' AND (name = $1 OR id::text = low
 -- name: delete_budget
 -- $1 id, $2 actor.
 WITH ended AS MATERIALIZED (SELECT farebox.retire_budgets(ARRAY[$1::uuid], $2)) SELECT count(*) FROM ended
+
+-- name: end_key_budgets
+-- All that key $1 has of its own, $2 actor.
+SELECT farebox.retire_budgets(ARRAY(SELECT id FROM farebox.budget WHERE key_id = $1 AND deleted_at IS NULL), $2)
 
 -- name: budget_overview
 -- Living budgets, each with its current windows, or without any: $1 name, $2 source, $3 scope, $4 subject, $5 key,

@@ -18,9 +18,10 @@ WITH looked AS MATERIALIZED ({{checked_windows}})
 SELECT (SELECT count(*) FROM looked) AS checked, {{windows_not_read}} AS skipped, bad.*
 FROM (SELECT $2::bigint) AS once LEFT JOIN (
     SELECT {{violation}}, w.spent_usd + w.reserved_usd AS is_usd,
-           greatest(w.limit_usd, w.floor_usd) + w.overrun_usd AS should_usd,
+           CASE WHEN w.limit_usd IS NOT NULL THEN greatest(w.limit_usd, w.floor_usd) + w.overrun_usd END AS should_usd,
            w.spent_tokens + w.reserved_tokens AS is_tokens,
-           greatest(w.limit_tokens, w.floor_tokens) + w.overrun_tokens AS should_tokens
+           CASE WHEN w.limit_tokens IS NOT NULL THEN greatest(w.limit_tokens, w.floor_tokens) + w.overrun_tokens
+           END AS should_tokens
     FROM looked AS w
     WHERE NOT w.warn AND (
         (w.limit_usd IS NOT NULL AND w.spent_usd + w.reserved_usd > greatest(w.limit_usd, w.floor_usd) + w.overrun_usd)
@@ -42,7 +43,7 @@ SELECT CASE WHEN whole.yes THEN (SELECT count(*) FROM looked) ELSE 0 END AS chec
        CASE WHEN whole.yes THEN {{windows_not_read}} ELSE (SELECT count(*) FROM looked) END AS skipped, bad.*
 FROM whole LEFT JOIN (
     SELECT {{violation}}, w.reserved_usd AS is_usd, coalesce(held.usd, 0) AS should_usd,
-           w.reserved_tokens AS is_tokens, coalesce(held.tokens, 0) AS should_tokens
+           w.reserved_tokens AS is_tokens, coalesce(held.tokens, 0)::bigint AS should_tokens
     FROM looked AS w LEFT JOIN held ON held.id = w.id
     WHERE (w.reserved_usd, w.reserved_tokens, w.open)
           IS DISTINCT FROM (coalesce(held.usd, 0), coalesce(held.tokens, 0), coalesce(held.calls, 0))
@@ -73,7 +74,7 @@ SELECT (SELECT count(*) FROM looked CROSS JOIN horizon WHERE looked.since >= hor
        AS skipped, bad.*
 FROM (SELECT) AS once LEFT JOIN (
     SELECT {{violation}}, w.spent_usd AS is_usd, coalesce(sums.usd, 0) AS should_usd,
-           w.spent_tokens AS is_tokens, coalesce(sums.tokens, 0) AS should_tokens
+           w.spent_tokens AS is_tokens, coalesce(sums.tokens, 0)::bigint AS should_tokens
     FROM looked AS w CROSS JOIN horizon LEFT JOIN sums ON sums.id = w.id
     WHERE w.since >= horizon.since
       AND (w.spent_usd, w.spent_tokens) IS DISTINCT FROM (coalesce(sums.usd, 0), coalesce(sums.tokens, 0))

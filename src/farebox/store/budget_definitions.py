@@ -39,7 +39,8 @@ class BudgetDefinitions:
     async def budgets_changed_since(self, moment: datetime) -> tuple[list[Budget], datetime]:
         """Budgets made, changed or deleted after `moment` (and a little before it), rates among them.
 
-        With them the moment to ask with the next time. `Budget.deleted` tells those that ended.
+        With them the moment to ask with the next time. `Budget.deleted` tells those that ended; not those that ended
+        with their key, which not everybody knows at once.
         """
         rows = await self._store.fetch("budgets_changed_since", moment)
         return [budget_of(row) for row in rows if row["id"] is not None], rows[0]["asked_at"]
@@ -68,9 +69,13 @@ class BudgetDefinitions:
             raise NotFound(f"There is no budget {name!r}.")
         budget = budget_of(rows[0])
         if budget.source != "api":
-            raise Conflict(f"The budget {name!r} is not changed here: it belongs to the {budget.source}.")
+            raise Conflict(f"Not changed here: the budget {name} belongs to the {budget.source}, and is changed there.")
         await self._store.fetch("delete_budget", budget.id, actor)
         return msgspec.structs.replace(budget, deleted=True)
+
+    async def end_key_budgets(self, key_id: UUID, actor: str) -> None:
+        """End a key's own budgets and rates, as a part of revoking it: they limit it as long as anybody knows it."""
+        await self._store.fetch("end_key_budgets", key_id, actor)
 
     async def sync_config(self, budgets: Sequence[Mapping[str, Any]], actor: str = "config") -> list[Budget]:
         """Make the config's budgets as these say, end its others. Harmless to repeat, and for many to do at once."""

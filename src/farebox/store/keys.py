@@ -54,9 +54,8 @@ class Keys:
         """End a key and its limits; the key as it is then. None: no such key."""
         async with self._store.transaction() as together:
             # The database ends a key's budgets with it; here it is said who did it.
-            in_use = await together.change_key(id, {})
-            if in_use is not None:
-                await _set(together, in_use, NONE, actor)
+            if await together.change_key(id, {}) is not None:
+                await BudgetStore(together).end_key_budgets(id, actor)
             return await together.revoke_key(id)
 
     async def limits(self, id: UUID | None = None) -> dict[UUID, KeyLimits]:

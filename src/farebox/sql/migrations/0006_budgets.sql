@@ -208,7 +208,9 @@ CREATE FUNCTION farebox.first_instant(local timestamp, zone text) RETURNS timest
 $$;
 
 -- The current window of a budget for a subject as it would be made now, not stored yet. A deleted budget limits
--- nothing. With `hold` no limit can change until the transaction ends, so none is born with an old one.
+-- nothing. One that another took the place of does, and a key's: for a moment there are processes that still go by it,
+-- and what they let through the other does not count; or they still know a key that was revoked.
+-- With `hold` no limit can change until the transaction ends, so none is born with an old one.
 CREATE FUNCTION farebox.new_window(p_budget uuid, p_subject text, hold boolean) RETURNS farebox.budget_window
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -229,7 +231,8 @@ BEGIN
     new.budget_id := p_budget;
     new.subject := p_subject;
     new.warn := b.on_exceed = 'warn';
-    IF b.deleted_at IS NULL THEN
+    IF b.deleted_at IS NULL OR b.source = 'key'
+            OR EXISTS (SELECT FROM farebox.budget AS other WHERE other.name = b.name AND other.deleted_at IS NULL) THEN
         new.limit_usd := b.limit_usd;
         new.limit_tokens := b.limit_tokens;
         new.limit_requests := b.limit_requests;
@@ -542,7 +545,7 @@ BEGIN
     END IF;
 END $$;
 
--- Raise what is held for open calls to larger totals, each all or nothing. Asks for a total, so that asking again
+-- Raise what is held for open calls to larger totals, each all or nothing over the budgets that cut. Asks for a total, so that asking again
 -- does nothing. A call that was swept meanwhile reserves anew what it needs beyond what it was charged. gone: it
 -- was settled or released, or never reserved.
 CREATE FUNCTION farebox.extend(p_owner bigint, p_ids uuid[], p_usd numeric[], p_tokens bigint[])
@@ -605,6 +608,16 @@ BEGIN
                array_agg(greatest(p_tokens[i] - farebox.tokens_of(last) - tokens, 0) ORDER BY place)
         INTO more_usd, more_tokens
         FROM unnest(r.held_usd, r.held_tokens) WITH ORDINALITY AS held(usd, tokens, place);
+        -- A pace, and a budget that lets streams overrun, hold more only while they have room. They keep nobody from
+        -- holding it in the others, which would else not be asked, and be overspent unseen.
+        SELECT array_agg(CASE WHEN held THEN step.usd ELSE 0 END ORDER BY step.place),
+               array_agg(CASE WHEN held THEN step.tokens ELSE 0 END ORDER BY step.place)
+        INTO more_usd, more_tokens
+        FROM unnest(r.windows, more_usd, more_tokens) WITH ORDINALITY AS step(id, usd, tokens, place)
+        LEFT JOIN farebox.budget_window AS bw ON bw.id = step.id
+        LEFT JOIN farebox.budget AS b ON b.id = bw.budget_id
+        CROSS JOIN LATERAL (SELECT (b.purpose = 'budget' AND b.on_extend_denied = 'cut') OR bw.warn
+                                   OR farebox.fits(bw, step.usd, step.tokens, 0, 0)) AS kept(held);
         SELECT bool_and(bw.warn OR farebox.fits(bw, step.usd, step.tokens, 0, 0)) INTO ok
         FROM unnest(r.windows, more_usd, more_tokens) AS step(id, usd, tokens)
         JOIN farebox.budget_window AS bw ON bw.id = step.id;
@@ -663,8 +676,8 @@ BEGIN
             reserved_usd = bw.reserved_usd - step.held_usd,
             reserved_tokens = bw.reserved_tokens - step.held_tokens,
             open = bw.open - step.closed,
-            overrun_usd = bw.overrun_usd + step.over_usd,
-            overrun_tokens = bw.overrun_tokens + step.over_tokens
+            overrun_usd = bw.overrun_usd + CASE WHEN bw.limit_usd IS NULL THEN 0 ELSE step.over_usd END,
+            overrun_tokens = bw.overrun_tokens + CASE WHEN bw.limit_tokens IS NULL THEN 0 ELSE step.over_tokens END
         FROM (
             SELECT window_id, sum(usd) AS usd, sum(tokens)::bigint AS tokens, sum(held_usd) AS held_usd,
                    sum(held_tokens)::bigint AS held_tokens, sum(closed) AS closed,
@@ -786,7 +799,10 @@ BEGIN
             WHERE entry.id = e.id ORDER BY entry.posting_no DESC LIMIT 1
         ) AS newest ON true
         LEFT JOIN LATERAL (
-            SELECT max(usd) AS usd, max(tokens) AS tokens FROM unnest(r.held_usd, r.held_tokens) AS held(usd, tokens)
+            -- No money held, and none known of: what it cost is not known either, and not nothing.
+            SELECT CASE WHEN max(usd) > 0 OR newest.cost_usd > 0 OR e.cost_usd IS NOT NULL THEN max(usd) END AS usd,
+                   max(tokens) AS tokens
+            FROM unnest(r.held_usd, r.held_tokens) AS held(usd, tokens)
         ) AS hold ON e.usage_source = 'hold'
         WHERE newest.posting_no IS NULL
            OR r.windows IS NOT NULL
@@ -947,6 +963,8 @@ BEGIN
     IF left_open IS NULL THEN
         RETURN 0;
     END IF;
+    -- All of them before anything is posted: if they go one by one below, the locks are still taken in order.
+    PERFORM farebox.lock_charged(left_open);
     BEGIN
         PERFORM farebox.post_events((SELECT json_agg(farebox.as_hold(id, event))
                                      FROM unnest(left_open, facts) AS left_over(id, event)));
@@ -981,7 +999,7 @@ CREATE FUNCTION farebox.purge_budgets() RETURNS void LANGUAGE sql AS $$
         ORDER BY id LIMIT 10000 FOR UPDATE SKIP LOCKED);
     DELETE FROM farebox.budget_window WHERE id IN (
         SELECT w.id FROM farebox.budget_window AS w JOIN farebox.budget AS b ON b.id = w.budget_id
-        WHERE w.open = 0 AND w.window_end < farebox.clock()
+        WHERE w.open = 0 AND least(w.window_end, b.deleted_at) < farebox.clock()
             - CASE b.purpose WHEN 'rate' THEN interval '1 day' ELSE interval '400 days' END
         ORDER BY w.id LIMIT 10000 FOR UPDATE OF w SKIP LOCKED);
     DELETE FROM farebox.owner WHERE dead AND seen < farebox.clock() - interval '1 day'
@@ -996,7 +1014,8 @@ CREATE FUNCTION farebox.budget_facts(b farebox.budget) RETURNS jsonb LANGUAGE sq
         || jsonb_build_object('limit_usd', b.limit_usd::text)
 $$;
 
--- End budgets. Their windows limit nothing any more; what is open there still settles.
+-- End budgets. Their windows limit nothing any more; what is open there still settles. Those of a key end here with
+-- their key only, and limit it to its last call: not every process knows at once that it was revoked.
 CREATE FUNCTION farebox.retire_budgets(p_ids uuid[], p_actor text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM FROM farebox.budget WHERE id = ANY (p_ids) ORDER BY id FOR UPDATE;
@@ -1004,7 +1023,7 @@ BEGIN
     SELECT p_actor, 'delete', 'budget', b.name, farebox.budget_facts(b)
     FROM farebox.budget AS b WHERE b.id = ANY (p_ids) AND b.deleted_at IS NULL ORDER BY b.name;
     UPDATE farebox.budget SET deleted_at = clock_timestamp() WHERE id = ANY (p_ids) AND deleted_at IS NULL;
-    PERFORM farebox.apply_limits(p_ids);
+    PERFORM farebox.apply_limits(ARRAY(SELECT id FROM farebox.budget WHERE id = ANY (p_ids) AND source <> 'key'));
 END $$;
 
 -- Give the living windows of budgets the limits these have now, all under lock, by id.
@@ -1052,7 +1071,7 @@ BEGIN
         p_wanted := '[]';
     END IF;
     PERFORM FROM farebox.budget
-    WHERE deleted_at IS NULL
+    WHERE (deleted_at IS NULL OR (source = 'config' AND p_source = 'config'))
       AND (name IN (SELECT w ->> 'name' FROM jsonb_array_elements(p_wanted) AS w)
            OR (p_whole AND source = p_source AND key_id IS NOT DISTINCT FROM p_key))
     ORDER BY id FOR UPDATE;
@@ -1073,6 +1092,14 @@ BEGIN
         new.source := p_source;
         new.key_id := p_key;
         new.deleted_at := NULL;
+        IF old.id IS NULL AND p_source = 'config' THEN
+            -- One that was in the config before, and left it by mistake perhaps: what it had spent is spent.
+            SELECT * INTO old FROM farebox.budget AS b
+            WHERE b.deleted_at IS NOT NULL AND b.source = 'config' AND b.name = new.name
+              AND (b.scope, b."only", b."window", b.timezone, b.purpose)
+                  IS NOT DISTINCT FROM (new.scope, new."only", new."window", new.timezone, new.purpose)
+            ORDER BY b.deleted_at DESC LIMIT 1;
+        END IF;
         IF old.id IS NOT NULL
                 AND (new.scope, new."only", new."window", new.timezone, new.purpose)
                     IS NOT DISTINCT FROM (old.scope, old."only", old."window", old.timezone, old.purpose) THEN
@@ -1085,22 +1112,24 @@ BEGIN
             SET name = new.name, source = new.source, limit_usd = new.limit_usd, limit_tokens = new.limit_tokens,
                 limit_requests = new.limit_requests, limit_open = new.limit_open, thresholds = new.thresholds,
                 on_exceed = new.on_exceed, admission = new.admission, clamp = new.clamp, wait_s = new.wait_s,
-                on_extend_denied = new.on_extend_denied
+                on_extend_denied = new.on_extend_denied, deleted_at = NULL
             WHERE b.id = new.id;
             changed := changed || new.id;
         ELSE
             new.id := gen_random_uuid();
             new.created_at := clock_timestamp();
             IF old.id IS NOT NULL THEN
+                -- Its windows keep their limits: see new_window.
                 UPDATE farebox.budget SET deleted_at = clock_timestamp() WHERE id = old.id;
-                changed := changed || old.id;
             END IF;
             INSERT INTO farebox.budget SELECT new.*;
             kept := kept || new.id;
         END IF;
         INSERT INTO farebox.audit (actor, action, kind, name, before, after)
-        VALUES (p_actor, CASE WHEN old.id IS NULL THEN 'create' ELSE 'change' END, 'budget', new.name,
-                CASE WHEN old.id IS NOT NULL THEN farebox.budget_facts(old) END, farebox.budget_facts(new));
+        VALUES (p_actor, CASE WHEN old.id IS NULL OR old.deleted_at IS NOT NULL THEN 'create' ELSE 'change' END,
+                'budget', new.name,
+                CASE WHEN old.id IS NOT NULL AND old.deleted_at IS NULL THEN farebox.budget_facts(old) END,
+                farebox.budget_facts(new));
     END LOOP;
     IF p_whole THEN
         SELECT array_agg(id) INTO ended FROM farebox.budget
