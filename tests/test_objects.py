@@ -86,6 +86,19 @@ def test_members_name_objects_where_the_apis_put_them() -> None:
         assert named("responses", {"previous_response_id": empty, "conversation": empty}) == set()
 
 
+def test_no_type_beside_it_hides_an_id() -> None:
+    """What says it was written by a model, or by a prompt's author, hides nothing that the caller sends."""
+    said = [{"role": "user", "content": [{"type": "input_file", "file_id": "f1"}]}]
+    assert named("responses", {"type": "tool_use", "input": said}) == {"f1"}
+    block = {"type": "tool_use", "id": "t", "name": "f", "input": {"file_id": "a model's word"}}
+    assert named("messages", {"messages": [{"role": "assistant", "content": [block]}]}) == set()
+    item = b'{"input":[{"type":"%b","id":"i1","type":"%b"}]}'
+    for kinds in ((b"item_reference", b"message"), (b"message", b"item_reference")):
+        assert {one.id for one in references("responses", item % kinds)} == {"i1"}
+    prompt = {"id": "pmpt_1", "variables": {"results": {"type": "input_file", "file_id": "f2"}}}
+    assert named("responses", {"prompt": prompt}) == {"f2"}
+
+
 def test_items_are_references_where_they_stand_for_one() -> None:
     """An item by its id alone is the provider's; one that carries its content is the caller's, whatever its id says."""
     items = [
@@ -204,6 +217,15 @@ def test_answers_tell_what_was_made() -> None:
     }
     assert read("GET", "/v1/threads/t1/messages", {"data": [message]}) == {("file", "f9", True)}
     assert read("POST", "/v1/brand-new", {"id": "x", "object": "file"}) == set()
+
+
+@pytest.mark.parametrize(
+    "target", ["/v1/files/f1/content", "/v1/containers/k1/files/f1/content", "/v1/messages/batches/b1/results"]
+)
+def test_the_content_of_a_file_claims_nothing(target: str) -> None:
+    """Whoever uploads JSON that looks like an answer, and reads it back, has not made what it names."""
+    forged = {"output_file_id": "f9", "conversation": {"id": "c9"}, "output": [{"id": "m9", "container_id": "k9"}]}
+    assert read("GET", target, forged) == set()
 
 
 def sniffed(body: bytes, *, content_type: str = "application/json", encoding: str = "", piece: int = 7) -> list[Any]:

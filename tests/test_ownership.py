@@ -19,7 +19,7 @@ import pytest_asyncio
 from farebox import keys
 from farebox.store import ObjectStore
 from support.app import Farebox, running, settings_of
-from support.http import Answer
+from support.http import Answer, RawClient
 from support.live import PROVIDER_KEY, Desk, Serving, eventually, serving
 from support.postgres import PostgresServer
 from support.provider import FakeProvider, Received, Wire, plain
@@ -445,6 +445,30 @@ async def test_forms_name_own_objects_only(two: Two, name: bytes) -> None:
     two.a.then(plain(b"{}"))
     file = FORM % (b'"video"; filename="file_id.mp4"', b"\x00\xff")
     assert (await two.theirs.call("/v1/videos/edits", file, headers=headers)).status == 200
+
+
+async def test_a_file_is_not_copied_into_anothers_container(two: Two) -> None:
+    """A container takes files by their id, in a form too: only its key's own."""
+    container = await make(two.theirs, "containers")
+    target = f"/v1/containers/{container}/files"
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    theirs, mine = [FORM % (b'"file_id"', (await make(desk, "files")).encode()) for desk in (two.theirs, two.mine)]
+    assert (await refused(two, two.theirs, target, mine, headers=headers)).status == 404
+    two.a.then(plain(b"{}"))
+    assert (await two.theirs.call(target, theirs, headers=headers)).status == 200
+
+
+@pytest.mark.parametrize("types", [["text/plain"], []], ids=str)
+async def test_no_content_type_hides_an_id(two: Two, types: list[str]) -> None:
+    """A provider may take a body for JSON whatever its headers say, so farebox looks whatever they say."""
+    made = (await make(two.mine, "files")).encode()
+    body = b'{"input_file_id":"%b","endpoint":"/v1/responses"}' % made
+    headers = [("Content-Type", type) for type in types]
+    before = two.sent
+    async with RawClient(two.app.port) as client:
+        await client.send("POST", "/v1/batches", [two.theirs.auth, *headers], body)
+        assert (await client.answer()).status == 404
+    assert two.sent == before
 
 
 # -- what is learned -----------------------------------------------------------------------------

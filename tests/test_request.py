@@ -11,15 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from farebox.doubts import WATCHED_MEMBERS, duplicate_members, other_models
 from farebox.jsontext import SCAN_STEPS_MAX, top_members
 from farebox.records import Operation
 from farebox.request import (
     IDENTIFIER_CHARS_MAX,
     TAGS_MAX,
-    WATCHED_MEMBERS,
     Identity,
     RequestFacts,
-    duplicate_members,
     identifier,
     identify,
     parse_tags,
@@ -392,6 +391,11 @@ def test_tags_are_bounded_in_number() -> None:
     [
         (b'{"model":"a","model":"b"}', {"model"}),
         (b'{"model":"a","m\\u006fdel":"b"}', {"model"}),
+        (b'{"model":"a","MODEL":"b"}', {"model"}),
+        (b'{"model":"a","\\u004dodel":"b"}', {"model"}),
+        ('{"max_tokens":1,"max_to\u212aens":9}'.encode(), {"max_tokens"}),
+        (b'{"\\u017ftream":true,"stream":false}', {"stream"}),
+        (b'{"MODEL":"a","x":{"Model":"b"}}', set()),
         (b'{"stream" : true,\n"stream"\t: false,"n":1,"n":2}', {"stream", "n"}),
         (b'{"model":"a","x":{"model":"b","model":"c"},"y":["model",{"model":1}]}', set()),
         (b'{"model":"a","x":"\\"model\\":","y":"\\\\","model2":1}', set()),
@@ -406,6 +410,25 @@ def test_tags_are_bounded_in_number() -> None:
 def test_repeated_members_are_found_at_the_top_level_only(body: bytes, repeated: set[str]) -> None:
     """A repetition counts by its meaning, not its spelling, and only where the API reads it."""
     assert duplicate_members(body) == repeated
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b'{"model":"a","models":["b","c"]}', ["b", "c"]),
+        (b'{"model":"a","fallbacks":[{"model":"b"},"c",7]}', ["b", "c", None]),
+        (b'{"model":"a","m\\u006fdels":["b"]}', ["b"]),
+        (b'{"model":"a","models":"b"}', ["b"]),
+        (b'{"model":"a","preset":"p"}', [None]),
+        (b'{"model":"a","models":[' + b'"b",' * 20_000 + b'"c"]}', [None]),
+        (b'{"model":"a","models":null,"fallbacks":[],"preset":""}', []),
+        (b'{"model":"a","messages":[{"models":["b"]}]}', []),
+        (b"not json", []),
+    ],
+)
+def test_models_offered_to_a_router_are_read(body: bytes, named: list[str | None]) -> None:
+    """Whoever may use some models only may not have a router fall back to another one."""
+    assert other_models(body) == named
 
 
 def test_a_body_too_long_to_walk_is_suspect() -> None:

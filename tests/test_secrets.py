@@ -46,8 +46,10 @@ COMPLETION = "swordfish.in.the.completion"
 ARGUMENT = "swordfish.in.the.arguments"
 MESSAGE = "swordfish.in.the.providers.message"
 ECHO = "swordfish.in.the.providers.head"
+WEBHOOK = "swordfish.of.the.webhook"
+HOOK_QUERY = "swordfish.in.the.webhooks.address"
 
-NEVER = (ADMIN, PROVIDER, CUSTOM, PASSWORD, CLIENTS_OWN, GUESS, BROKEN, QUERY, HEADER)
+NEVER = (ADMIN, PROVIDER, CUSTOM, PASSWORD, CLIENTS_OWN, GUESS, BROKEN, QUERY, HEADER, WEBHOOK, HOOK_QUERY)
 TEXTS = (PROMPT, COMPLETION, ARGUMENT, MESSAGE, ECHO)
 
 
@@ -86,6 +88,7 @@ def frames(*, usage: bool = True) -> list[bytes]:
 ERROR = json.dumps(
     {"error": {"message": f"{MESSAGE}: {PROMPT}", "type": "invalid_request_error", "param": MESSAGE, "code": "odd"}}
 ).encode()
+PRICES = {name: {"input_usd_per_mtok": 10, "output_usd_per_mtok": 10} for name in ("m", "m-1", "whole", "streamed")}
 USAGE = {"usage": {"prompt_tokens": 7, "completion_tokens": 3}}
 
 
@@ -174,8 +177,10 @@ def settings(folder: Path, fake: FakeProvider, tls: str = "https://127.0.0.1:1/v
         "log": {"level": "debug", "format": "json"},
         "limits": {"client_stall_timeout_s": 2, "body_mb_max": 1},
         "models": {"refresh_s": "off"},
+        "alerts": {"webhook_url": f"http://127.0.0.1:1/hook?token={HOOK_QUERY}", "webhook_secret": WEBHOOK},
+        "budgets": [{"name": "watched", "scope": "global", "limit_usd": "0.0001", "on_exceed": "warn"}],
         "providers": {
-            "up": up | {"headers": {"x-upstream-auth": CUSTOM}},
+            "up": up | {"headers": {"x-upstream-auth": CUSTOM}, "prices": PRICES},
             "tls": up | {"base_url": tls},
             "away": up | {"base_url": "http://127.0.0.1:1/v1"},
         },
@@ -259,6 +264,25 @@ async def use(process: FareboxProcess, key: str) -> list[Answer]:
     return answers + [await _one(process, *each) for each in calls]
 
 
+async def spend(process: FareboxProcess) -> tuple[list[str], list[Answer]]:
+    """Keys whose budgets hold, refuse and close paths, and the answers."""
+    limits: list[dict[str, Any]] = [
+        {"budgets": [{"limit_usd": "0", "wait_s": "0"}]},
+        {"budgets": [{"limit_usd": "1", "admission": "strict"}], "rpm": 4},
+    ]
+    keys_, answers = [], []
+    for number, limit in enumerate(limits):
+        form = json.dumps({"name": f"budgeted-{number}", **limit}).encode()
+        made = await call(process.port, "/farebox/api/keys", form, key=ADMIN)
+        assert made.status == 201, made.body
+        keys_.append(str(json.loads(made.body)["key"]))
+        bearer = {"Authorization": f"Bearer {keys_[-1]}"}
+        bodies = (request(max_tokens=5), request(max_tokens=5, stream=True), request(model="unpriced"))
+        answers += [await _one(process, CHAT, body, bearer) for body in (*bodies, b'{"n":1,"n":2}')]
+        answers.append(await _one(process, f"/v1/unknown?key={QUERY}", None, bearer))
+    return keys_, answers
+
+
 async def be_refused(process: FareboxProcess, key: str) -> list[Answer]:
     """Calls that farebox itself says no to; the answers."""
     bearer = {"Authorization": f"Bearer {key}"}
@@ -305,6 +329,14 @@ async def administer(process: FareboxProcess, key: str) -> list[Answer]:
         ("GET", "/keys", None, PROVIDER),
         ("GET", "/keys", None, ADMIN + "0"),
         ("GET", f"/keys?token={ADMIN}", None, ""),
+        ("PUT", "/budgets", b'{"name":"team","scope":"team","limit_usd":"1"}', ADMIN),
+        ("PUT", "/budgets/team", b'{"scope":"team","limit_usd":"2"}', ADMIN),
+        ("PUT", "/budgets", b'{"name":"x","limit_usd":"%b"}' % BROKEN.encode(), key),
+        ("GET", f"/budgets?name={QUERY}", None, ADMIN),
+        ("GET", "/audit", None, ADMIN),
+        ("GET", "/integrity", None, ADMIN),
+        ("GET", "/me", None, key),
+        ("GET", "/me", None, ADMIN),
         ("POST", "/keys", json.dumps({"name": ADMIN}).encode(), GUESS),
     ]
     return [await call(process.port, api + path, body, key=token, method=method) for method, path, body, token in calls]
@@ -377,6 +409,8 @@ async def test_no_secret_is_left_behind(tmp_path: Path, capfd: pytest.CaptureFix
         first_key = farebox.key
         key = await new_key(process, "planted")
         answers = await use(process, key)
+        budgeted, spent = await spend(process)
+        answers += spent
         refusals = await be_refused(process, key)
         administered = await administer(process, key)
         said = await misuse(process, key)
@@ -395,14 +429,16 @@ async def test_no_secret_is_left_behind(tmp_path: Path, capfd: pytest.CaptureFix
         assert await again.stop() == 0
         files = files_of(tmp_path / "data")
 
-    never = (*NEVER, key)
+    never = (*NEVER, key, *budgeted)
     banner, _, _ = process.output.partition("Then see its row:")
     assert banner.count(first_key) == 2, "shown at the first start, with the curl line"
     output = process.output.replace(first_key, "") + again.output + "".join(capfd.readouterr())
     assert found((*never, *TEXTS), output) == []
     assert found((first_key,), again.output) == []
     assert found((*never, first_key, *TEXTS), rows) == []
-    assert '"s-open"' in rows, "the rows are what was looked at"
+    assert '"s-open"' in rows and '"action":"create"' in rows, "the rows are what was looked at"
+    told = {one.status for one in spent}
+    assert {200, 400, 402, 403} <= told, "budgets held, and refused"
     for place, data in (*journal.items(), *files.items()):
         assert found((*never, first_key, *TEXTS), data) == [], place
     for ran in listed:

@@ -8,6 +8,7 @@ Which provider answers for a model is `routing`'s business.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -64,6 +65,8 @@ _FREE_POSTS = frozenset(tuple(shape.split("/")) for shape in _FREE_POST_SHAPES.s
 """Counting, storing what a later (metered) call may use, renaming, stopping. `*` is an id."""
 
 
+_DEPLOYING = ("deployments", "engines")
+"""What a deployment's name stands behind; `engines` is what OpenAI called it once."""
 _ADMINISTRATIVE = frozenset(("organization", "organizations"))
 """OpenAI's and Anthropic's root of what administers a credential."""
 
@@ -97,6 +100,15 @@ class Target:
         """What was asked, as the client spelt it, without the query."""
         prefix = "/v1" if self.provider is None else f"/p/{self.provider}"
         return prefix + self.suffix.partition("?")[0]
+
+    @property
+    def deployment(self) -> str | None:
+        """The deployment that an Azure path names, decoded: that answers, whatever model the body speaks of."""
+        path = self.suffix.partition("?")[0]
+        if "%" not in path and not any(word in path.lower() for word in _DEPLOYING):
+            return None
+        parts = segments(path)
+        return next((name for word, name in itertools.pairwise(parts) if word.lower() in _DEPLOYING), None)
 
     @property
     def metered(self) -> bool:

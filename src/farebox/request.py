@@ -4,7 +4,7 @@ One pass over the body reads what is needed and skips the rest unbuilt, so a lon
 skim and no memory. Whatever is odd is tolerated: the provider judges a request, farebox reads it.
 Everything read here is the client's claim: rows are attributed by it, nothing is allowed because
 of it. Where a member appears twice the last one counts, as in Python, JavaScript, Go and most other
-JSON parsers; `duplicate_members` finds the bodies on which parsers could disagree.
+JSON parsers; `doubts` finds the bodies on which parsers could disagree.
 
 `jsontext` knows where members stand; `splice` edits bodies; `prompt` reads the text to be counted;
 `routing` chooses by the facts.
@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
 import msgspec
 
-from farebox.jsontext import decode_members, top_members
+from farebox.jsontext import decode_members
 from farebox.records import Operation
 
 IDENTIFIER_CHARS_MAX = 256
@@ -34,17 +33,6 @@ TAGS_MAX = 16
 TAG_NAME_CHARS_MAX = 64
 TAG_VALUE_CHARS_MAX = 256
 """Tags past the count, and tags with a longer name or value, are dropped."""
-
-WATCHED_MEMBERS = frozenset(
-    (
-        *("model", "stream", "stream_options", "service_tier"),
-        *("max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of"),
-        *("messages", "prompt", "tools", "background", "conversation", "previous_response_id"),
-    )
-)
-"""Members whose repetition could make a provider do something other than what farebox read, or cost more.
-
-The Responses API's `input` is watched as well, where it is asked for: in other bodies tools' calls are full of it."""
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
@@ -317,34 +305,3 @@ def parse_tags(header: str) -> dict[str, str]:
         ):
             tags[name] = value
     return tags
-
-
-# -- repeated members ----------------------------------------------------------------------------
-
-
-def _naming(names: Iterable[str]) -> re.Pattern[bytes]:
-    return re.compile(rb'"(' + b"|".join(sorted(name.encode() for name in names)) + rb')"[ \t\r\n]*:')
-
-
-_WATCHED_NAME = _naming(WATCHED_MEMBERS)
-_WATCHED_NAME_OR_INPUT = _naming((*WATCHED_MEMBERS, "input"))
-_ESCAPED_LETTER = re.compile(rb"\\u00(?:5[fF]|[67])")
-
-
-def duplicate_members(body: bytes, *, inputs: bool = False) -> frozenset[str]:
-    """Those of WATCHED_MEMBERS (with `inputs` of `input`, too) that stand more than once at the top level of `body`.
-
-    Exact, whatever escapes the names are spelt with. All of them where the body takes too long to
-    walk; none where it is no readable JSON object, of which `read_facts` reads nothing either.
-    Costs about 2 ms a megabyte; up to 20 if a name also stands somewhere deeper.
-    """
-    if decode_members(body, _BODY) is None:
-        return frozenset()
-    names = (_WATCHED_NAME_OR_INPUT if inputs else _WATCHED_NAME).findall(body)
-    if len(names) == len(set(names)) and _ESCAPED_LETTER.search(body) is None:
-        return frozenset()
-    members = top_members(body)
-    if members is None:
-        return WATCHED_MEMBERS
-    counts = Counter(member.name for member in members)
-    return frozenset(name for name in (*WATCHED_MEMBERS, *(("input",) if inputs else ())) if counts[name] > 1)

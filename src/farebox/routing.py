@@ -47,7 +47,9 @@ def choose(
     `/p/PROVIDER`, `Forbidden` or `ModelNotAllowed` when the caller may not go there or no rule is for the
     call, `BadRequest` when its rule leads elsewhere than to its objects.
     """
-    _check_model(caller, model)
+    check_model(caller, model)
+    if caller.models and (deployment := target.deployment) is not None:
+        check_model(caller, deployment)
     if target.provider is not None:
         return Route((_named(config, caller, target.provider),))
     if homes and model is None:
@@ -79,7 +81,8 @@ def allows(globs: Iterable[str], model: str) -> bool:
     return any(fnmatchcase(model, glob) for glob in globs)
 
 
-def _check_model(caller: Caller, model: str | None) -> None:
+def check_model(caller: Caller, model: str | None) -> None:
+    """Raises `ModelNotAllowed` where the caller may not use `model`, `Forbidden` where it may not go unread (None)."""
     if model is not None and len(model) > MODEL_CHARS_MAX:
         raise ModelNotAllowed(f"The model name is longer than {MODEL_CHARS_MAX} characters.", param="model")
     if not caller.models:

@@ -224,7 +224,7 @@ def _member_reason(operation: Operation, members: Members) -> str | None:
         elif name in _TRUE_REASONS:
             if bytes(raw) != b"false" and holds(raw):
                 return _TRUE_REASONS[name]
-        elif name not in _KNOWN and name.lower() in _KNOWN:
+        elif name not in _KNOWN and name.casefold() in _KNOWN:
             return "a member in an odd spelling"  # servers written in Go take it for the one it resembles
     modalities = members.get("modalities")
     if modalities is not None and holds(modalities) and bytes(modalities).translate(None, b" \t\r\n") != b'["text"]':

@@ -49,6 +49,8 @@ _DERIVED = {
     "conversation": "conversation",
 }
 """Members that name an object which the provider made along with the one they stand in."""
+_CONTENTS = frozenset(("content", "results"))
+"""What lies below an object and is no answer of the API, but what somebody put, or a model wrote, into a file."""
 _FILE_HOLDERS = ("file_path", "image", "image_file")
 """Where a run's messages and steps name the files it wrote."""
 
@@ -115,7 +117,7 @@ def _read(body: bytes) -> dict[str, Any] | None:
 
 
 def _made(method: str, place: Place | None, document: dict[str, Any]) -> Iterator[Made]:
-    if place is None:
+    if place is None or not _CONTENTS.isdisjoint(place.below):
         return
     if method in ("POST", "PUT"):
         yield from _created(place, document)

@@ -71,6 +71,7 @@ _NAMING = frozenset(("accounts", "deployments", "endpoints", "engines", "locatio
 """What follows one of these is a name that an operator chose, whatever it says."""
 _ROOTS = frozenset(path.partition("/")[0] for path in _COLLECTIONS)
 _REFERRING = _ROOTS | {"images", "moderations", "completions", "embeddings"}
+_NAMING_IN_FORMS = frozenset(("containers", "images", "videos"))
 _UPLOADING = frozenset(("audio", "files", "uploads"))
 _DEPTH_MAX = 3
 _METERED = frozenset(("/chat/completions", "/completions", "/embeddings", "/messages", "/moderations", "/responses"))
@@ -124,8 +125,9 @@ def place_of(method: str, target: Target) -> Place | None:
 def may_refer(target: Target, *, form: bool = False) -> bool:
     """Whether a JSON body, or a `form`, sent to an unmetered `target` may name objects: it belongs to a known API.
 
-    What lies elsewhere may use the same words for things of its own. Files, parts and sound go up as they are.
+    What lies elsewhere may use the same words for things of its own. Files, parts and sound go up as they are, but
+    a container's file may be another one's copy.
     """
     words = [part.lower() for part in segments(target.suffix.partition("?")[0])]
     known = next((word for word in words if word in _REFERRING), None)
-    return known == "videos" if form else known is not None and known not in _UPLOADING
+    return known in _NAMING_IN_FORMS if form else known is not None and known not in _UPLOADING

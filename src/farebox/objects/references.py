@@ -46,6 +46,8 @@ _SKIPPED_WORDS = (
 )
 _SKIPPED = frozenset(_SKIPPED_WORDS.split())
 """Members whose content is the caller's, a model's or a tool's own."""
+_NOTHING = frozenset[str]()
+"""Skipped among a stored prompt's `variables`: they are called what its author chose."""
 _ITEM_NAMES: dict[Operation, tuple[str, ...]] = {
     "responses": ("item_reference", "image_generation_call"),
     "other": ("item_reference", "image_generation_call"),
@@ -151,21 +153,24 @@ def _walk(document: Any, operation: Operation) -> Iterator[Reference]:
     names = _NAMES[operation]
     items = operation in _ITEM_NAMES
     top = names.union(_TOP_NAMES.get(operation, ()))
-    waiting: list[tuple[Any, frozenset[str], bool]] = [(document, top, False)]
+    waiting: list[tuple[Any, frozenset[str], frozenset[str], bool]] = [(document, top, _SKIPPED, False)]
     while waiting:
-        value, wanted, listed = waiting.pop()
+        value, wanted, skipped, listed = waiting.pop()
         if isinstance(value, _Object):
-            kind = value.get("type")
-            yield from _by_type(value, kind, items=items, listed=listed)
+            kinds = [member for name, member in value if name == "type"] or [None]
+            for kind in kinds:
+                yield from _by_type(value, kind, items=items, listed=listed)
+            # Only a block among others is a model's; at the top `input` is what the caller sends.
+            written = listed and all(map(_is_tool_use, kinds))
             for name, member in value:
-                if name in _SKIPPED or (name == "input" and _is_tool_use(kind)):
+                if name in skipped or (name == "input" and written):
                     continue
                 if name in wanted:
                     yield from _ids(name, member)
                 if isinstance(member, list):
-                    waiting.append((member, names, False))
+                    waiting.append((member, names, _NOTHING if name == "variables" else _SKIPPED, False))
         elif isinstance(value, list):
-            waiting.extend((member, names, True) for member in value if isinstance(member, list))
+            waiting.extend((member, names, _SKIPPED, True) for member in value if isinstance(member, list))
 
 
 def _ids(name: str, member: Any) -> Iterator[Reference]:

@@ -21,9 +21,10 @@ from uuid import UUID
 import structlog
 from aiohttp.web_request import BaseRequest
 
-from farebox import codings, paths
+from farebox import codings, paths, routing
 from farebox.accounting import Ending
 from farebox.config import Limits
+from farebox.doubts import duplicate_members, other_models
 from farebox.errors import BadRequest, Forbidden, InternalError, MethodNotAllowed, PathClosed, Refusal, Unavailable
 from farebox.ids import uuid7
 from farebox.keys import holds_key, misplaced
@@ -36,7 +37,7 @@ from farebox.proxy.relay import Relay
 from farebox.proxy.settle import Estimator, Pricer, Settler
 from farebox.proxy.snapshot import Snapshot
 from farebox.records import Caller, UsageEvent
-from farebox.request import duplicate_members, identify, read_facts
+from farebox.request import identify, read_facts
 from farebox.server import (
     ClientGone,
     Connection,
@@ -55,6 +56,7 @@ __all__ = ["Call", "Clock", "Estimator", "Proxy", "Snapshot"]
 
 _GUARDED = frozenset(("model", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens", "n"))
 """Members that must not stand twice where a refusal depends on them: which one counts is the parser's choice."""
+_OTHER_METHODS = ("x-http-method-override", "x-http-method", "x-method-override")
 _SOON = {"retry-after": "1"}
 _COUNT_S = 2.0
 """How long a stop waits for the tokens of the calls it cut to be counted; then they are estimated by size."""
@@ -181,6 +183,7 @@ class Proxy:
         if request.method in ("CONNECT", "TRACE"):
             raise MethodNotAllowed(f"{request.method} is not forwarded.")
         check_framing(request)
+        _check_method(request)
         mode = config.auth.mode
         target = paths.parse(request.method, request.raw_path)
         if mode == "open":
@@ -231,6 +234,9 @@ class Proxy:
                 raise _misplaced_key("the model, the user or the session")
         if call.caller.models and (twice := sorted(_GUARDED & duplicate_members(call.decoded))):
             raise BadRequest(f"The body has more than one top-level '{twice[0]}'.", param=twice[0])
+        if call.caller.models:
+            for model in other_models(call.decoded):
+                routing.check_model(call.caller, model)
         self._check(call)
 
     def _check(self, call: Call) -> None:
@@ -285,6 +291,13 @@ def _misplaced_key(place: str) -> BadRequest:
         f"A farebox key stands in {place} of this request, from where it would be passed on. "
         "Its place is the x-farebox-key header."
     )
+
+
+def _check_method(request: BaseRequest) -> None:
+    """What a call may do is decided by its method; some providers (Google's) take another one from these headers."""
+    for name in _OTHER_METHODS:
+        if any(value.strip().upper() != request.method for value in request.headers.getall(name, ())):
+            raise BadRequest(f"farebox forwards no request whose {name} is another method than its own.", param=name)
 
 
 def _check_local(headers: Mapping[str, str]) -> None:

@@ -29,10 +29,9 @@ async def read_ahead(call: Call, hold: Callable[[int], None]) -> list[Reference]
     Raises `BadRequest` where that can't be told, `BodyTooLarge`, `BadEncoding`, and what `hold` raises.
     """
     upload, headers = call.body, call.request.headers
-    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    form = kind == "multipart/form-data"
-    # Without a type some providers read JSON.
-    if not isinstance(upload, Upload) or not (form or not kind or kind.endswith("json")):
+    # Whatever else a body says it is, some provider may read it as JSON.
+    form = headers.get("Content-Type", "").strip().lower().startswith("multipart/")
+    if not isinstance(upload, Upload):
         return []
     if not may_refer(call.target, form=form):
         return []
