@@ -19,6 +19,7 @@ import pytest_asyncio
 from farebox.journal import JournalFull
 from farebox.store.budgets import BudgetStore
 from support.app import Farebox, config_of, running
+from support.clock import stop_clock
 from support.http import RawClient
 from support.money import (
     FREE_INPUT,
@@ -57,6 +58,7 @@ async def home(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactor
         FakeProvider() as provider,
         running(settings(database, folder, provider)) as farebox,
     ):
+        await stop_clock(database)
         yield Home(farebox, database, folder)
 
 
@@ -294,6 +296,53 @@ async def test_an_azure_deployment_is_priced_by_its_name(home: Home) -> None:
         await key.row()
 
 
+async def test_what_a_body_says_beside_a_deployment_is_a_claim(home: Home) -> None:
+    """The deployment answers and is paid for: naming a cheap model beside it lowers no hold and passes no limit."""
+    dear, cheap = ({"input_usd_per_mtok": 0, "output_usd_per_mtok": rate} for rate in (1000, 1))
+    body = {"model": "cheap", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50}
+    async with scene(home, prices={"dear": dear, "cheap": cheap}) as at:
+        key = await at.key("k", {"limit_usd": usd("0.04")})
+        for path in ("openai/deployments/dear", "openai/Deployments/d%65ar", "engines/dear"):
+            answer = await key.call(f"/p/p/{path}/chat/completions", body)
+            assert (answer.status, json.loads(answer.body)["error"]["code"]) == (402, "insufficient_quota"), path
+        answer = await key.call("/p/p/openai/deployments/unpriced/chat/completions", body)
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "model_unpriced")
+        at.provider.then(plain(answered(10, model="cheap")))
+        assert (await key.call("/p/p/openai/deployments/cheap/chat/completions", body)).status == 200
+        assert len(at.provider.requests) == 1
+        await key.row()
+        limited = await at.farebox.with_key("cheap-only", models=["cheap"])
+        answer = await limited.call("/p/p/openai/deployments/dear/chat/completions", body)
+        assert (answer.status, len(at.provider.requests)) == (404, 1)
+        answer = await limited.call(CHAT, body | {"models": ["cheap", "dear"]})
+        assert (answer.status, len(at.provider.requests)) == (404, 1)
+
+
+async def test_no_header_makes_another_method_of_a_call(home: Home) -> None:
+    """What may be done free is told by the method, so no header that some provider obeys may change it there."""
+    async with scene(home) as at:
+        key = await at.key("k", {"limit_usd": usd("1")})
+        for name in ("X-HTTP-Method-Override", "x-method-override", "X-Http-Method"):
+            answer = await key.call(CHAT, chat(10), method="GET", headers={name: "POST"})
+            assert (answer.status, at.provider.requests) == (400, []), name
+        at.provider.then(plain(b"{}"))
+        answer = await key.call("/v1/files/f", method="GET", headers={"X-HTTP-Method-Override": "get"})
+        assert answer.status == 200
+
+
+async def test_a_conversation_that_runs_a_model_is_closed(home: Home) -> None:
+    """Where starting a conversation asks a model (Mistral) a budget closes it; where it only stores it is open."""
+    async with FakeProvider() as other:
+        mistral = {"mi": {"dialect": "mistral", "base_url": other.base_url}}
+        async with scene(home, more=mistral) as at:
+            key = await at.key("k", {"limit_usd": usd("1")}, allow_shared_objects=True)
+            for path in ("conversations", "v1/conversations", "conversations/conv_1"):
+                assert (await key.call(f"/p/mi/{path}", {"inputs": "hi", "model": "m"})).status == 403
+            at.provider.then(plain(b"{}"))
+            assert (await key.call("/p/p/conversations", {})).status == 200
+            assert not other.requests
+
+
 async def test_a_long_prompt_is_counted_before_anybody_is_refused(home: Home) -> None:
     """Where the size of a prompt alone would not fit, its tokens are counted, and the call is held at that."""
     body = chat(10, model="gpt-4o")
@@ -425,6 +474,7 @@ async def test_a_stream_whose_money_ends_ends_properly(home: Home) -> None:
         await asyncio.wait_for(hung_up.wait(), 10)
         row = await key.row()
         assert row.outcome == "budget_cut" and row.cost_usd is not None
+        assert row.input_tokens is not None and row.input_tokens < 50, "it is counted, not bounded by its size"
         # All of it was used, and no more than the last read beyond.
         read_last = usd("0.00001") * len(answer.body) / 10
         assert usd("0.029") <= row.cost_usd <= usd("0.03") + read_last
@@ -498,6 +548,7 @@ async def test_a_cut_stream_ends_in_its_own_dialect(
         answer = await key.call(path, body)
         assert answer.clean and all(end in answer.body for end in ends)
         row = await key.row()
+        assert row.input_tokens is not None and row.input_tokens < 50
         assert row.outcome == "budget_cut" and row.cost_usd is not None and row.cost_usd >= usd("0.02048")
 
 
@@ -512,6 +563,21 @@ async def test_a_stream_may_overrun(home: Home) -> None:
         assert (row.outcome, row.cost_usd) == ("complete", usd("0.05"))
         window = await at.books.window(key)
         assert window["overrun_usd"] >= window["spent_usd"] - window["limit_usd"] == usd("0.02")
+
+
+@pytest.mark.parametrize("beside", ["overrun", "pace"])
+async def test_what_lets_a_stream_run_leaves_other_budgets_their_limit(home: Home, beside: str) -> None:
+    """Beside a full budget that lets streams overrun, or a full pace, the one that cuts holds more and is kept."""
+    async with scene(home, prices=FREE_INPUT) as at:
+        cuts = {"limit_usd": usd("0.1"), "limit_tokens": 20_000, **EXPECTED}
+        lets = {"limit_usd": usd("0.05"), "window": "day", "on_extend_denied": "overrun", **EXPECTED}
+        key = await at.key("k", cuts, *([lets] if beside == "overrun" else []), tpm=5000 if beside == "pace" else None)
+        at.provider.default = stream(spoken(20_000), gap_s=0.001)
+        answers = await asyncio.gather(*(key.call(CHAT, chat(64_000, stream=True)) for _ in range(2)))
+        assert {answer.status for answer in answers} == {200}
+        assert {row.outcome for row in await key.rows(2)} == {"budget_cut"}
+        [window] = [row for row in await at.books.windows() if row["name"] == f"key:{key.key_name}:total"]
+        assert usd("0.095") < window["spent_usd"] < usd("0.12"), "each passes it by its last chunk"
 
 
 async def test_a_compressed_stream_is_cut_without_a_terminal(home: Home) -> None:
@@ -730,6 +796,15 @@ async def test_without_a_journal_a_budgeted_call_is_not_made(home: Home) -> None
         finally:
             forwarder._begin = begin
         assert not at.provider.requests
+
+
+async def test_a_budget_that_warns_is_none_that_remains(home: Home) -> None:
+    """What is left is what a client may still spend: a budget that refuses nobody takes nothing from that."""
+    async with scene(home) as at:
+        key = await at.key("k", {"limit_usd": usd("0"), "on_exceed": "warn", "admission": "expected"})
+        at.provider.then(plain(answered(5)))
+        answer = await key.call(CHAT, chat())
+        assert answer.status == 200 and answer.header("x-farebox-budget-remaining-usd") is None
 
 
 async def test_a_client_of_raw_http_sees_no_header_where_they_are_off(home: Home) -> None:

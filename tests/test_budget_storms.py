@@ -12,13 +12,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from farebox import keys
 from farebox.store import Store
 from farebox.store.budgets import BudgetStore
 from support.app import ADMIN_TOKEN, Farebox, running
+from support.clock import stop_clock
 from support.http import Answer, call
 from support.money import (
     FREE_INPUT,
@@ -84,6 +84,21 @@ async def test_a_thousand_callers_with_money_for_a_hundred(database: str, tmp_pa
         await first.rows(100)
         window = await Books(database).window(first)
         assert (window["spent_usd"], window["reserved_usd"], window["requests"]) == (usd("0.1"), 0, 100)
+
+
+async def test_one_call_after_the_other_is_never_refused_for_the_one_before(database: str, tmp_path: Path) -> None:
+    """Also where each meets another process and may not wait: what it saw end needs no room any more."""
+    async with (
+        FakeProvider(plain(answered(1))) as provider,
+        replicas(database, tmp_path, provider) as (one, two),
+    ):
+        # Room for a single hold, with nothing to spare after the last call.
+        key = await budgeted(one, "k", {"limit_usd": usd("0.00129")}, max_parallel=1)
+        both = key, await at(two, key)
+        assert {(await both[n % 2].call(CHAT, chat(100))).status for n in range(30)} == {200}
+        assert (await both[0].call(CHAT, chat(100))).status == 402
+        await key.rows(30)
+        assert (await Books(database).window(key))["spent_usd"] == usd("0.0003")
 
 
 def talker(rng: random.Random, low: int, high: int) -> Script:
@@ -251,18 +266,6 @@ async def test_callers_without_a_key_answer_to_global_budgets(database: str, tmp
             await Books(database).check()
 
 
-async def set_clock(database: str, moment: str) -> None:
-    """Make it that time for all budgets of this database."""
-    connection = await asyncpg.connect(database)
-    try:
-        await connection.execute(
-            "CREATE OR REPLACE FUNCTION farebox.clock() RETURNS timestamptz LANGUAGE sql STABLE "
-            f"AS $$ SELECT timestamptz '{moment}' $$"
-        )
-    finally:
-        await connection.close()
-
-
 async def test_a_call_over_midnight_is_charged_to_the_day_it_began_in(database: str, tmp_path: Path) -> None:
     """The fresh day admits at once, whatever the old one still holds; each is charged its own calls."""
     go = asyncio.Event()
@@ -272,14 +275,14 @@ async def test_a_call_over_midnight_is_charged_to_the_day_it_began_in(database: 
         await plain(answered(60))(_, wire)
 
     async with FakeProvider() as provider, replicas(database, tmp_path, provider, 1, metering=PATIENT) as [farebox]:
-        await set_clock(database, "2031-05-06 23:59:59.9+02")
+        await stop_clock(database, "2031-05-06 23:59:59.9+02")
         key = await budgeted(farebox, "k", {"limit_usd": usd("0.001"), "window": "day", "timezone": "Europe/Berlin"})
         provider.then(slow, plain(answered(40)))
         first = asyncio.create_task(key.call(CHAT, chat(100)))
         while not provider.requests:
             await asyncio.sleep(0.005)
         assert (await key.call(CHAT, chat(100))).status == 402
-        await set_clock(database, "2031-05-07 00:00:00+02")
+        await stop_clock(database, "2031-05-07 00:00:00+02")
         assert (await key.call(CHAT, chat(100))).status == 200
         go.set()
         assert (await first).status == 200

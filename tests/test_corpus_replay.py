@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from farebox.dialects import PROFILES
+from farebox.store.budgets import BudgetStore
 from support.answers import DONE, chunk, cut, finish, frame, usage, usage_frame
 from support.corpus import APIS, FOLDER, INCOMPLETE, MANIFEST, MEMO_EXCEPTIONS, TOTAL_ONLY, Body, bodies
 from support.live import PROVIDER_KEY, Desk, Serving, serving
@@ -64,7 +66,7 @@ def settings(fakes: dict[str, FakeProvider]) -> tuple[dict[str, Any], list[Any]]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(postgres: PostgresServer) -> AsyncIterator[Serving]:
-    async with serving(postgres, ["up"], settings) as serving_:
+    async with serving(postgres, ["up"], settings, metering={"unpriced": "pass"}) as serving_:
         yield serving_
 
 
@@ -219,6 +221,34 @@ async def test_as_recorded(desk: Desk) -> None:
 async def test_with_the_plain_dialect(desk: Desk) -> None:
     """Nothing known of the provider but its API family: the body itself tells, and every byte passes."""
     await run(desk, "plain dialect, usage asked for", lambda body: PLAIN.get(body.api, "plain"), True)
+
+
+@needs_corpus
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.long)])
+async def test_with_a_budget(served: Serving, desk: Desk, step: int) -> None:
+    """A budget on the key changes no byte of a core body and nothing in its row; only what broke off costs its hold."""
+    known = {body.id: body for body in bodies(ALL) if body.core and creates(body)}
+    cases = [case_of(body, body.provider) for body in list(known.values())[::step]]
+    plain = {result.case.id: result for result in await replay(desk, desk.provider, cases)}
+    counted = await served.desk()
+    [key] = [key for key in await counted.app.store.list_keys() if key.name == counted.farebox.key_name]
+    budget = {"limit_usd": Decimal(10**6), "limit_tokens": 10**12, "window": "total"}
+    await BudgetStore(counted.app.store).set_key_limits(key.id, key.name, [budget], 10**6, 10**12, 1000, "test")
+    await counted.app.budgets.refresh()
+    cut = 0
+    for result in await replay(counted, counted.provider, cases):
+        without = plain[result.case.id]
+        assert (result.answer.status, result.answer.body) == (without.answer.status, without.answer.body)
+        assert result.sent == without.sent
+        assert result.row.budget_ids and result.answer.header("x-farebox-budget-remaining-usd")
+        # A model without a price, let in all the same, costs what could be held for it.
+        unknown = {"cost_usd": result.row.cost_usd} if without.row.cost_usd is None else {}
+        if facts(result) == facts(without) | unknown:
+            continue
+        cut += 1
+        assert result.row.outcome == without.row.outcome == "upstream_cut", result.case.id
+        assert (result.row.output_tokens or 0) >= (without.row.output_tokens or 0)
+    assert cut < len(cases) / 10
 
 
 CODECS: dict[str, Callable[[bytes], bytes]] = {

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from farebox import payload
-from farebox.holds import Hold, charge, put_hold
+from farebox.holds import Hold, charge, keep_output, put_hold
 from farebox.proxy.pace import BYTES_PER_TOKEN, Pace, Verdict
 from farebox.records import UsageEvent
 from support.events import event
@@ -40,7 +40,7 @@ def test_the_providers_own_count_stands(hold: Hold) -> None:
         assert made.budget_ids == [BUDGET]
 
 
-@pytest.mark.parametrize("outcome", ["client_gone", "upstream_cut", "farebox_cut", "budget_cut"])
+@pytest.mark.parametrize("outcome", ["client_gone", "upstream_cut", "farebox_cut"])
 @pytest.mark.parametrize("hold", [EXPECTED, STRICT])
 @pytest.mark.parametrize("source", ["estimate", "partial"])
 def test_an_end_that_was_not_seen_costs_the_larger_of_hold_and_estimate(hold: Hold, outcome: Any, source: Any) -> None:
@@ -50,6 +50,29 @@ def test_an_end_that_was_not_seen_costs_the_larger_of_hold_and_estimate(hold: Ho
     assert (less.input_tokens, less.output_tokens) == (100, 400)
     more = charged(hold, usage_source=source, cost_usd=Decimal("0.51"), cost_source="prices", outcome=outcome)
     assert (more.cost_usd, more.cost_source, more.usage_source) == (Decimal("0.51"), "prices", source)
+
+
+@pytest.mark.parametrize(("outcome", "told"), [("budget_cut", False), ("budget_cut", True), ("client_gone", True)])
+def test_an_input_that_is_known_is_not_charged_by_its_size(outcome: Any, told: bool) -> None:
+    """Where only the output is a guess, it is what was held at least, and the input what was told or counted."""
+    made = event(status=200, input_tokens=9, output_tokens=50, usage_source="partial", outcome=outcome)
+    assert keep_output(made, EXPECTED, input_told=told)
+    assert (made.input_tokens, made.output_tokens) == (9, 400)
+    made.cost_usd, made.cost_source = Decimal("0.2"), "prices"
+    charge(made, EXPECTED, kept=True)
+    assert (made.cost_usd, made.cost_source, made.usage_source) == (Decimal("0.2"), "prices", "partial")
+    made.cost_usd = made.cost_source = None
+    charge(made, EXPECTED, kept=True)
+    assert (made.cost_usd, made.cost_source) == (EXPECTED.usd, "hold"), "a price that is not known is the hold"
+
+
+@pytest.mark.parametrize("fields", [{"usage_source": "provider"}, {"outcome": "complete"}, {}])
+def test_what_is_known_or_strict_keeps_its_counts(fields: dict[str, Any]) -> None:
+    """A provider's own count, a whole answer, and a strict budget's hold are not touched before pricing."""
+    facts = {"status": 200, "output_tokens": 50, "usage_source": "partial", "outcome": "client_gone"} | fields
+    made = event(**facts)
+    assert not keep_output(made, EXPECTED if fields else STRICT, input_told=True)
+    assert made.output_tokens == 50
 
 
 def test_a_guess_at_a_whole_answer_is_good_enough_but_for_a_strict_budget() -> None:

@@ -405,6 +405,8 @@ async def test_redirects_and_challenges_are_the_clients_to_follow(desk: Desk, st
     answer = await desk.call(CHAT, BODY)
     assert (answer.status, answer.header("location")) == (status, desk.provider.origin + "/other")
     assert len(desk.provider.requests) == 1
+    row = await desk.row()
+    assert (row.usage_source, row.cost_usd) == ("none", 0), "nothing was generated"
 
 
 # -- pacing --------------------------------------------------------------------------------------

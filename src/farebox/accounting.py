@@ -109,13 +109,18 @@ def needs_estimate(attempt: Attempt, reading: Reading | None) -> bool:
         return False
     if attempt.status is None or reading is None:
         return True
-    if attempt.status >= 400:
-        return False
-    if not _input_known(reading):
+    if attempt.status >= 300:
+        return False  # refused, or sent elsewhere: nothing was generated here
+    if not input_told(reading):
         return True
     if operation == "embeddings":
         return False
     return reading.usage.output_tokens is None or reading.output_provisional or not reading.complete
+
+
+def input_told(reading: Reading | None) -> bool:
+    """Whether the provider reported the tokens of the input."""
+    return reading is not None and reading.has_usage and reading.usage.input_tokens is not None
 
 
 def by_size(attempt: Attempt, reading: Reading | None) -> Estimate:
@@ -155,10 +160,6 @@ def account(
 def _failed_in_band(attempt: Attempt, reading: Reading | None) -> bool:
     """An error inside a 2xx answer. What a stored job or response says of its own past is not one."""
     return reading is not None and reading.in_band_error and attempt.target.metered
-
-
-def _input_known(reading: Reading) -> bool:
-    return reading.has_usage and reading.usage.input_tokens is not None
 
 
 def _fill(

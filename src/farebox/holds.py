@@ -42,16 +42,31 @@ def put_hold(event: UsageEvent, hold: Hold) -> None:
         _charge(event, hold)
 
 
-def charge(event: UsageEvent, hold: Hold, *, goes_on: bool = False) -> None:
+def keep_output(event: UsageEvent, hold: Hold, *, input_told: bool) -> bool:
+    """Before pricing: whether only the output of `event` is a guess, which then is what was held of it at least.
+
+    So it is where the provider told the input before the end was lost, and where a budget ended the stream:
+    both know how much was asked, and the size of the request, which bounded it, need not stand in for that.
+    A strict budget charges no guess at all.
+    """
+    if hold.strict or not hold.binding or event.usage_source not in _UNREPORTED or not _end_unseen(event):
+        return False
+    if not (input_told or event.outcome == "budget_cut"):
+        return False
+    event.output_tokens = max(event.output_tokens or 0, hold.output_tokens)
+    return True
+
+
+def charge(event: UsageEvent, hold: Hold, *, goes_on: bool = False, kept: bool = False) -> None:
     """Charge an attempt that is over and priced; changes `event`.
 
     Nothing billable stays free and a provider's own count stands. Without one the larger of hold
     and estimate is charged where the end was not seen, and for a strict budget always. A cost that
     is not known is the hold. `goes_on`: the provider works on after this exchange (a background
-    response), so what it said is not the end.
+    response), so what it said is not the end. `kept`: what `keep_output` said.
     """
     event.budget_ids = list(hold.budget_ids)
-    if event.usage_source == "none" or not hold.binding:
+    if event.usage_source == "none" or not hold.binding or (kept and event.cost_usd is not None):
         return
     if event.usage_source in _UNREPORTED and (hold.strict or goes_on or _end_unseen(event)):
         if event.cost_usd is None or hold.usd >= event.cost_usd:

@@ -19,7 +19,8 @@ and for one stream that is cut when an extension is denied
     h            tokens of output held when it was denied
     d            tokens in a byte of its text: 1/4 in English, less than 1/3 in most languages (then the term is 0),
                  1 at most
-    c            bytes of the text that came with the last chunk, 64 KiB at most, and 3 for rounding
+    c            bytes of the text that came with the last chunk, 64 KiB at most, and 3 for rounding; seen from the
+                 provider also what it wrote until it noticed that farebox had hung up
     t            tokens charged as output that are not sent as text: hidden reasoning
     i, i_held    input, and what was held of it: the same, or less, but where the budget was so short that the input
                  of another maker's model was counted by OpenAI's tokenizer and half as much again was held
@@ -29,6 +30,8 @@ provider chose comes on top. So a stream of plain text overshoots by its last ch
 reasoning model by what it thinks unseen, and only those streams do that are open when the money ends.
 A call without a bound (pictures, hosted tools, stored context) holds its model's allowance and overshoots
 by what it costs beyond; one that `on_extend_denied: overrun` lets run on, by the rest of its bound.
+A provider that writes past the limit a request gave it overruns budgets of either admission by what it
+charges for that, which is recorded.
 """
 
 from farebox.admission.amounts import (

@@ -20,14 +20,20 @@ from farebox import accounting, payload
 from farebox.accounting import Attempt
 from farebox.budgets.applying import Applied
 from farebox.config import Provider
+from farebox.doubts import duplicate_members
 from farebox.errors import BadRequest, PathClosed, Unavailable, Unpriced
+from farebox.pricing.publishers import book_of
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.pace import Pace, Verdict
 from farebox.proxy.planning import Plan, Planner
 from farebox.proxy.refusing import refusal, refusing, remaining_usd
 from farebox.records import Budget, Caller
-from farebox.request import duplicate_members
 from farebox.store.budgets import Ask, Grant
+
+SETTLING_S = 0.25
+"""How long even a call that may not wait waits for open holds: a client that calls one after the other may meet
+another process before its last call, whose end it has seen, is settled. Where no hold is in the way the answer comes
+at once."""
 
 
 class Budgets(Protocol):
@@ -68,8 +74,6 @@ class Guard:
         self._budgets = budgets
         self._planner = planner
         self._clock = clock
-        self.unasked = 0
-        """Streams that ran on because the database could not be asked for more."""
 
     # -- once for a call -------------------------------------------------------------------------
 
@@ -80,12 +84,14 @@ class Guard:
         farebox and a provider could read differently. Costs a look into memory for a call without a budget.
         """
         model = call.facts.model if call.facts is not None else None
+        if call.target.deployment not in (None, model):
+            model = None  # what answers there is not known by what the body says
         applied = self._budgets.applying(call.caller, model, call.identity.session)
         if not applied:
             return
         enforced = _enforced(applied)
         if not call.target.metered:
-            if not call.target.billable:
+            if not call.target.billable and not _converses(call):
                 return
             if enforced:
                 raise PathClosed(call.request.method, call.target.path)
@@ -157,9 +163,8 @@ class Guard:
             if less.state != "denied":
                 return clamped, less
         if grant.state == "denied":
-            wait_s = min((_wait_s(budgets[window.budget]) for window in refusing(grant.windows, budgets)), default=0.0)
-            if wait_s > 0:
-                grant = await self._ask(call, attempt, plan, wait_s=wait_s)
+            patience = (_wait_s(budgets[window.budget]) for window in refusing(grant.windows, budgets))
+            grant = await self._ask(call, attempt, plan, wait_s=max(SETTLING_S, min(patience, default=0.0)))
         return plan, grant
 
     async def _ask(self, call: Call, attempt: Attempt, plan: Plan, *, wait_s: float = 0.0) -> Grant:
@@ -197,18 +202,28 @@ class Guard:
             usd, tokens = plan.total(output_tokens)
             grant = await self._budgets.extend(attempt.id, usd, tokens if counts_tokens else 0)
             if grant is None or grant.state == "gone":
-                self.unasked += 1
-                return "runs_on"
+                return "runs_on"  # what it uses beyond its hold is an overrun of its row's budgets
             if grant.state == "open":
                 if (hold := attempt.hold) is not None:
                     output = max(hold.output_tokens, output_tokens)
                     attempt.hold = replace(hold, usd=max(hold.usd, usd), output_tokens=output)
                 return "held"
-            short = [budgets[window.budget] for window in refusing(grant.windows, budgets)]
-            cut = any(one.purpose == "budget" and one.on_extend_denied == "cut" for one in short)
-            return "cut" if cut else "runs_on"
+            return "cut"  # those that let a stream run on deny nothing: they hold what they can
 
         return Pace(plan.held.output_tokens, plan.bound.output_tokens, ask)
+
+
+def _converses(call: Call) -> bool:
+    """Whether starting or continuing a conversation may run a model, as at Mistral: elsewhere it only stores."""
+    if call.request.method != "POST" or call.target.endpoint not in ("/v1/conversations", "/v1/conversations/{id}"):
+        return False
+    providers, named = call.snapshot.config.providers, call.target.provider
+    reached = providers.values() if named is None else [providers[named]] if named in providers else []
+    return any("mistral" in (provider.dialect, _book(provider)) for provider in reached)
+
+
+def _book(provider: Provider) -> str:
+    return book_of(price_book=provider.price_book, base_url=provider.base_url, dialect=provider.dialect)
 
 
 def _wait_s(budget: Budget) -> float:

@@ -8,12 +8,10 @@ facts of one call. Asking the budgets is `guard`'s.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from urllib.parse import unquote
 from uuid import UUID
 
 import msgspec
@@ -34,7 +32,6 @@ from farebox.store.budgets import Grant, Want
 
 Count = Callable[[Operation, bytes, Bound, str | None], Awaitable[Bound | None]]
 """(operation, decoded body, bound, model) -> the bound with its tokens counted; None where too many wait for that."""
-_DEPLOYMENT = re.compile("/deployments/([^/]+)/")
 _COUNTED_LEAST = 8
 """Bytes to a token, at the very best: where even that would not fit, nobody counts."""
 
@@ -190,21 +187,25 @@ def _price(
     served: tuple[tuple[str, str], ...],
 ) -> Priced:
     model = _model(call)
+    claimed = call.facts.model if call.facts is not None else None
 
     def price(input_tokens: int, output_tokens: int, dearest: bool) -> Decimal | None:
-        if model is None:
+        def of(name: str) -> Decimal | None:
+            return pricer.bound(
+                provider.name, name, tier, input_tokens, output_tokens, at, dearest=dearest, served=served
+            )
+
+        if model is None or (usd := of(model)) is None:
             return None
-        return pricer.bound(provider.name, model, tier, input_tokens, output_tokens, at, dearest=dearest, served=served)
+        # Beside a deployment the body's model is only a claim; it may make the hold larger.
+        return usd if claimed in (None, model) else max(usd, of(claimed) or usd)
 
     return price
 
 
 def _model(call: Call) -> str | None:
-    """Under what name a price is looked for: the body's model, else the deployment that an Azure path names."""
-    if call.facts is not None and call.facts.model is not None:
-        return call.facts.model
-    found = _DEPLOYMENT.search(call.target.path)
-    return unquote(found[1]) if found is not None else None
+    """What is asked: the deployment that an Azure path names, which answers whatever the body says; else its model."""
+    return call.target.deployment or (call.facts.model if call.facts is not None else None)
 
 
 def _free(input_tokens: int, output_tokens: int, dearest: bool) -> Decimal | None:

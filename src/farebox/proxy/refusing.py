@@ -55,21 +55,25 @@ def refusal(
         what = "requests"
     elif "tokens" in kinds:
         what = "tokens"
+    needed = max((wants[window.budget].tokens for window in short if window.limit_tokens is not None), default=None)
     return RateLimited(
         what,
         now=now,
         requests=next(_requests(rates), None),
         tokens=next(_tokens(rates), None),
         parallel_max=next((window.limit_open for window in rates if window.limit_open is not None), None),
+        needed=needed if what == "tokens" else None,
     )
 
 
 def remaining_usd(windows: Iterable[WindowState], budgets: Mapping[UUID, Budget]) -> Decimal | None:
-    """What the tightest budget in dollars has left, what is held taken off; None without one."""
+    """What the tightest budget in dollars that refuses has left, what is held taken off; None without one."""
     left = [
         window.limit_usd - window.spent_usd - window.reserved_usd
         for window in windows
-        if window.limit_usd is not None and budgets[window.budget].purpose == "budget"
+        if window.limit_usd is not None
+        and budgets[window.budget].purpose == "budget"
+        and budgets[window.budget].on_exceed == "reject"
     ]
     return max(Decimal(0), min(left)) if left else None
 

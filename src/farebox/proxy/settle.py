@@ -74,11 +74,13 @@ class Settler:
         call.attempt = call.meter = None
         outcome = accounting.outcome_of(attempt, reading, ending, gone=call.gone)
         event = accounting.account(attempt, reading, outcome, estimate, finished=finished, error=error, unsent=unsent)
-        self._put_price(event)
         counted = event.input_tokens or 0, event.output_tokens or 0
-        if attempt.hold is not None:
+        hold = attempt.hold
+        kept = hold is not None and holds.keep_output(event, hold, input_told=accounting.input_told(reading))
+        self._put_price(event)
+        if hold is not None:
             goes_on = call.facts is not None and call.facts.background
-            holds.charge(event, attempt.hold, goes_on=goes_on)
+            holds.charge(event, hold, goes_on=goes_on, kept=kept and not goes_on)
         # Also without a begin (`metering.on_ledger_failure: pass`): the journal may have room again by now.
         self._record(event)
         if cancelled:
