@@ -188,6 +188,12 @@ async def test_a_bad_definition_is_told_what_is_wrong(api: Api, text: str, why: 
     assert await api.rows("name=bad") == []
 
 
+async def test_an_unknown_member_is_named_as_it_is(api: Api) -> None:
+    """`param` is the member's name alone, as for any other fault."""
+    status, answer = await api("PUT", f"{BUDGETS}/bad", '{"scope":"key","limit":1}')
+    assert (status, answer["error"]["param"]) == (400, "limit")
+
+
 async def test_no_budget_is_named_like_a_keys(api: Api) -> None:
     """Names that begin with `key:` are those of keys' own budgets."""
     status, message = await api.refused("PUT", f"{BUDGETS}/key%3Aa%3Amonth", {"scope": "key", "limit_usd": 1})
@@ -420,6 +426,14 @@ async def test_the_books_can_be_checked(api: Api, desk: Desk, spender: Spender) 
     [violated] = [row for row in answer["invariants"] if row["status"] == "violated"]
     [violation] = violated["violations"]
     assert (violation["budget"], violation["is_usd"], violation["should_usd"]) == (made["id"], "2", "1")
+    assert (violation["is_tokens"], violation["should_tokens"]) == (0, 0)
+    async with desk.app.store.connection() as connection:
+        await connection.execute(
+            "UPDATE farebox.budget_window SET spent_usd = limit_usd + 1 WHERE budget_id = $1", UUID(made["id"])
+        )
+    _, answer = await api("GET", f"{API}/integrity")
+    over = answer["invariants"][0]["violations"][0]
+    assert over["should_tokens"] is None, "a limit that is not set"
     async with desk.app.store.connection() as connection:
         await connection.execute(
             "UPDATE farebox.budget_window SET spent_usd = 1 WHERE budget_id = $1", UUID(made["id"])

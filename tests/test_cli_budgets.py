@@ -72,13 +72,22 @@ async def test_a_budget_is_set_shown_and_deleted(cli: Cli) -> None:
     assert (gone.code, gone.errors) == (1, "farebox: there is no budget 'team-month'\n")
 
 
+async def test_a_definition_is_shown_as_it_is_set(cli: Cli) -> None:
+    """The table has each value as `set` takes it: parts of a second too, words for yes and no, lists with commas."""
+    await cli.aside("budgets", "set", "b", "--scope", "team", "--limit-usd", "1", "--wait-s", "0.5", "--only", "a*")
+    ran = await cli.aside("budgets", "show", "b")
+    shown = dict(line.split(maxsplit=1) for line in ran.output.partition("\n\n")[0].splitlines())
+    values = {name: shown[name].strip() for name in ("wait_s", "clamp", "thresholds", "only", "limit_tokens")}
+    assert values == {"wait_s": "0.5", "clamp": "false", "thresholds": "0.5, 0.8, 1", "only": "a*", "limit_tokens": "-"}
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--scope", "team"], "limit_usd is missing"),
-        (["--limit-usd", "1"], "scope is missing"),
+        (["--scope", "team"], "farebox: --limit-usd is missing; a budget needs it, limit_tokens, or both.\n"),
+        (["--limit-usd", "1"], "farebox: --scope is missing; it has no default.\n"),
         ([], "nothing to set was given"),
-        (["--scope", "team", "--limit-usd", "NaN"], "--limit-usd: limit_usd 'NaN' is not an amount"),
+        (["--scope", "team", "--limit-usd", "NaN"], "--limit-usd 'NaN' is not an amount"),
         (["--scope", "team", "--limit-usd", "-1"], "argument --limit-usd: expected one argument|is not an amount"),
         (["--scope", "team", "--limit-usd", "1e400"], "is not an amount"),
         (["--scope", "team", "--limit-tokens", "1.5"], "is not a whole number"),
@@ -130,6 +139,17 @@ async def test_a_table_of_what_stands_in_budgets(cli: Cli, store: Store) -> None
     assert csv[0].startswith("name,id,source,scope,subject") and csv[1].startswith("key:ci:month,") and len(csv) == 2
 
 
+async def test_long_amounts_leave_room_for_names(cli: Cli) -> None:
+    """The table rounds to six places, and nothing is rounded to 0; JSON stays exact."""
+    long = {"tiny": "0.00000000000000000001", "long": "123456789.12345650000000000001"}
+    for name, limit in long.items():
+        await cli.aside("budgets", "set", name, "--scope", "team", "--limit-usd", limit)
+    ran = await cli.aside("budgets", "list")
+    assert [line.split()[4] for line in ran.output.splitlines()[1:]] == ["$123,456,789.123457", "<$0.000001"]
+    exact = {row["name"]: row["limit_usd"] for row in await cli.json("budgets", "list")}
+    assert exact == long
+
+
 async def test_no_budgets_are_said_aside(cli: Cli) -> None:
     """Where there is none, the output is empty and the hint is on standard error."""
     ran = await cli.aside("budgets", "list")
@@ -155,6 +175,22 @@ async def test_a_key_is_made_with_its_limits(cli: Cli) -> None:
         ran = await cli.aside("keys", "create", "other", *bad)
         assert (ran.code, ran.output) == (2, ""), ran
     assert [key["name"] for key in await cli.json("keys", "list")] == ["ci"]
+
+
+@pytest.mark.parametrize(
+    ("words", "begins", "ends"),
+    [
+        (["--budget", "25/months"], "--budget: window 'months' is not one of", "did you mean month?"),
+        (["--budget", "5eur/day"], "--budget: '5eur/day' is not AMOUNT/WINDOW, as 25/month", "total)."),
+        (["--rpm", "0"], "--rpm '0' is not a whole number from 1", "to 1,000,000,000."),
+        (["--max-parallel", "none"], "--max-parallel 'none' is not a whole number", "000."),
+    ],
+)
+async def test_what_can_be_no_limit_of_a_key_is_bad_use(cli: Cli, words: list[str], begins: str, ends: str) -> None:
+    """A limit that can't be exits 2 with its option and what it may be."""
+    ran = await cli.aside("keys", "create", "k", *words)
+    assert (ran.code, ran.output) == (2, "")
+    assert ran.errors.startswith(f"farebox: {begins}") and ran.errors.endswith(f"{ends}\n"), ran.errors
 
 
 async def test_a_keys_limits_are_changed(cli: Cli) -> None:
@@ -184,6 +220,7 @@ async def test_the_books_are_checked(cli: Cli, store: Store) -> None:
     async with store.connection() as connection:
         await connection.execute("UPDATE farebox.budget_window SET spent_usd = 2")
     ran = await cli.aside("integrity")
-    assert ran.code == 1 and "violated" in ran.output and "research" in ran.output
+    assert ran.code == 1 and "violated" in ran.output
+    assert any(line.split()[:2] == ["b", "research"] for line in ran.output.splitlines() if line)
     told = await cli.aside("integrity", "--format", "json")
     assert told.code == 1 and '"status": "violated"' in told.output

@@ -49,7 +49,11 @@ def test_its_config_loads() -> None:
     for text in blocks("yaml"):
         env = dict.fromkeys(re.findall(r"\$\{(\w+)\}", text), "value")
         configs.append(load(text, filename="README.md", env=env, read_file=lambda _: ""))
-    assert [set(config.providers) for config in configs] == [{"openai", "claude", "local"}, {"local", "contract"}, set()]
+    assert [set(config.providers) for config in configs] == [
+        {"openai", "claude", "local"},
+        {"local", "contract"},
+        set(),
+    ]
 
 
 async def test_its_example_row_is_the_demos() -> None:

@@ -70,9 +70,18 @@ def test_a_budget_refusal_says_which_what_and_until_when() -> None:
     """Name, limit, window and scope; spent, held and needed in exact digits; the instant of the reset in UTC."""
     east = NOW.astimezone(tz=None)
     assert BudgetExceeded([short(resets_at=east)]).message == (
-        "The budget 'team-day' (100 USD a day for each team) has no room for this call: 99.5 spent, "
-        "0.4 held by open calls, 0.000000123 needed. It resets at 2026-03-31T22:00:00Z."
+        "The budget 'team-day' (100 USD a day for this key's team) has no room for this call: 99.5 spent, "
+        "0.4 held by open calls, 0.000000123 needed. It resets at 2026-03-31T22:00:00Z. "
+        "Asking for less output (max_tokens) needs less."
     )
+
+
+def test_a_smaller_call_is_advised_only_where_it_may_fit() -> None:
+    """Once a budget is used up, or where it counts requests, asking for less output would not help."""
+    used_up = short(spent=Decimal("99.6"))
+    for others in ([], [short()]):
+        assert BudgetExceeded([*others, used_up]).message.endswith("It resets at 2026-03-31T22:00:00Z.")
+    assert "max_tokens" not in BudgetExceeded([short(unit="requests", limit=5, spent=4, held=0, needed=2)]).message
 
 
 def test_a_budget_without_end_says_so() -> None:
@@ -82,7 +91,7 @@ def test_a_budget_without_end_says_so() -> None:
     )
     assert BudgetExceeded([total]).message == (
         "The budget 'team-day' (500 tokens in total) has no room for this call: 400 spent, 0 held by open calls, "
-        "101 needed. It does not reset."
+        "101 needed. It does not reset. Asking for less output (max_tokens) needs less."
     )
 
 
@@ -144,7 +153,29 @@ def test_parallel_calls_are_worth_another_try_soon() -> None:
     """A slot may be free in a moment: a second is enough to wait."""
     refusal = RateLimited("parallel", now=NOW, parallel_max=2)
     assert refusal.headers == {"retry-after": "1"}
-    assert "2 parallel requests" in refusal.message
+    assert refusal.message == "This key is at its limit of parallel requests, 2. Try again in 1 s."
+
+
+def test_a_call_larger_than_a_minute_is_not_tried_again() -> None:
+    """Tokens that are left and needed are told; where a whole minute has too few, no SDK is sent to wait for it."""
+    fits = RateLimited("tokens", now=NOW, tokens=RateLimit(1000, 290, NOW + timedelta(seconds=8)), needed=400)
+    assert fits.message == (
+        "This key's limit of 1000 tokens a minute has 290 left, and this call needs 400. Try again in 8 s."
+    )
+    assert (fits.headers["retry-after"], "x-should-retry" in fits.headers) == ("8", False)
+    never = RateLimited("tokens", now=NOW, tokens=RateLimit(1000, 1000, NOW + timedelta(seconds=8)), needed=1001)
+    assert never.message.endswith("needs 1001. A minute never has as many: ask for less output.")
+    assert (never.headers["x-should-retry"], "retry-after" in never.headers) == ("false", False)
+
+
+def test_whose_budget_and_how_often_is_said_in_words() -> None:
+    """The counter that refuses is the caller's own: this key's, its team's, this session's; an hour, a day."""
+    said = [BudgetExceeded([short(scope=scope, window="hour")]).message for scope in ("key", "user", "session")]
+    assert [
+        "USD an hour for this key)" in said[0],
+        "for this key's user)" in said[1],
+        "for this session)" in said[2],
+    ] == [True] * 3
 
 
 @pytest.mark.parametrize(
@@ -256,7 +287,7 @@ async def test_an_empty_budget_is_told_once(served: Serving) -> None:
         for call in calls:
             error = await one.refused(call, openai.APIStatusError)
             assert (error.status_code, error.code, error.type) == (402, "insufficient_quota", "insufficient_quota")
-            assert "The budget 'empty' (0 USD a day for each team)" in error.message
+            assert "The budget 'empty' (0 USD a day for this key's team)" in error.message
             assert "retry-after" not in error.response.headers
             assert error.response.headers["x-farebox-request-id"]
         for message in (one.message, lambda: one.message(stream=True)):
@@ -416,6 +447,17 @@ async def test_a_full_minute_is_told_with_what_sdks_wait_by(served: Serving) -> 
     assert (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-remaining-requests"]) == ("1", "0")
     assert headers["x-ratelimit-limit-tokens"] == "100000"
     assert "x-should-retry" not in headers
+
+
+@on_wire
+async def test_a_call_no_minute_has_room_for_is_told_once(served: Serving) -> None:
+    """A key with fewer tokens a minute than one call needs: one refusal, and no SDK waits a minute for the next."""
+    secret = await limited(served, tpm=50)
+    async with openai_sdk(f"http://127.0.0.1:{served.farebox.port}", secret, "async", max_retries=0) as sdk:
+        with pytest.raises(openai.RateLimitError, match="50 left, and this call needs ") as caught:
+            await sdk.client.chat.completions.create(model="gpt-4o", messages=HELLO, max_tokens=100)
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    assert "retry-after" not in caught.value.response.headers
 
 
 @on_wire

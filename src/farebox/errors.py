@@ -86,7 +86,7 @@ class PathClosed(Refusal):
         """`path` as the client spelt it, without its query: that may hold what nobody should read."""
         super().__init__(
             f"{_short(method)} {_short(path)} is closed to keys with a budget: farebox can't count yet what it costs. "
-            "A key without a budget may use it."
+            "A key that no budget counts may use it."
         )
 
 
@@ -96,10 +96,11 @@ class Unpriced(Refusal):
     status, type, code, anthropic_type = 400, "invalid_request_error", "model_unpriced", "invalid_request_error"
 
     def __init__(self, model: str, provider: str) -> None:
+        what = f"the model '{_short(model)}'" if model else "a call that names no model"
         super().__init__(
-            f"farebox knows no price for the model '{_short(model)}' at the provider '{provider}', and this key has "
-            f"a budget. Who runs this farebox can set one (providers.{provider}.prices), refresh the price list "
-            "(farebox prices sync), or let such calls pass (metering.unpriced: pass).",
+            f"farebox knows no price for {what} at the provider '{provider}', so no budget "
+            f"can count what the call costs. Who runs this farebox can set one (providers.{provider}.prices), refresh "
+            "the price list (farebox prices sync), or let such calls pass (metering.unpriced: pass).",
             param="model",
         )
 
@@ -176,14 +177,19 @@ class Shortfall(msgspec.Struct, frozen=True, kw_only=True):
 
     def sentence(self) -> str:
         """All of it for a person. No subject is named: it may be somebody else's, or a claim of the client."""
-        of = "" if self.scope == "global" else f" for each {self.scope}"
-        per = "in total" if self.window == "total" else f"a {self.window}"
+        own = f"this {self.scope}" if self.scope in ("key", "session", "model") else f"this key's {self.scope}"
+        of = "" if self.scope == "global" else f" for {own}"
+        per = {"total": "in total", "hour": "an hour"}.get(self.window, f"a {self.window}")
         reset = "It does not reset" if self.resets_at is None else f"It resets at {_instant(self.resets_at)}"
         return (
             f"The budget '{_short(self.budget)}' ({_plain(self.limit)} {self.unit} {per}{of}) has no room for this "
             f"call: {_plain(self.spent)} spent, {_plain(self.held)} held by open calls, {_plain(self.needed)} "
             f"needed. {reset}."
         )
+
+    def some_left(self) -> bool:
+        """Whether a smaller call could fit."""
+        return self.unit != "requests" and self.spent + self.held < self.limit
 
 
 class BudgetExceeded(Refusal):
@@ -198,6 +204,8 @@ class BudgetExceeded(Refusal):
     def __init__(self, shortfalls: Sequence[Shortfall], *, status: Literal[402, 429] = 402) -> None:
         """`shortfalls`: the budgets that refuse, at least one; the first few are named."""
         named = [shortfall.sentence() for shortfall in shortfalls[:SHORTFALLS_NAMED_MAX]]
+        if all(shortfall.some_left() for shortfall in shortfalls):
+            named.append("Asking for less output (max_tokens) needs less.")
         super().__init__(" ".join(named), headers={"x-should-retry": "false"} if status == 429 else None)
         self.status = status
         self.anthropic_type = "billing_error" if status == 402 else "rate_limit_error"
@@ -228,22 +236,29 @@ class RateLimited(Refusal):
         requests: RateLimit | None = None,
         tokens: RateLimit | None = None,
         parallel_max: int | None = None,
+        needed: int | None = None,
     ) -> None:
-        """`what` is used up; the limits are those the key has, that one among them."""
+        """`what` is used up; the limits are those the key has, that one among them. `needed`: tokens of this call.
+
+        A call that needs more tokens than a whole minute has would be tried again in vain: SDKs are told not to.
+        """
         limit = tokens if what == "tokens" else requests if what == "requests" else None
         if limit is None:
             wait_s = 1
-            message = f"This key's {parallel_max} parallel requests are all under way."
+            message = f"This key is at its limit of parallel requests, {parallel_max}."
         else:
             wait_s = _seconds(limit.resets_at, now)
-            message = f"This key's limit of {limit.limit} {what} a minute is used up; {limit.left} are left."
-        headers = {"retry-after": str(wait_s)}
+            message = f"This key's limit of {limit.limit} {what} a minute has {max(0, limit.left)} left"
+            message += "." if needed is None else f", and this call needs {needed}."
+        never = what == "tokens" and limit is not None and needed is not None and needed > limit.limit
+        headers = {"x-should-retry": "false"} if never else {"retry-after": str(wait_s)}
         for name, told in (("requests", requests), ("tokens", tokens)):
             if told is not None:
                 headers[f"x-ratelimit-limit-{name}"] = str(told.limit)
                 headers[f"x-ratelimit-remaining-{name}"] = str(max(0, told.left))
                 headers[f"x-ratelimit-reset-{name}"] = f"{_seconds(told.resets_at, now)}s"
-        super().__init__(f"{message} Try again in {wait_s} s.", headers=headers)
+        then = "A minute never has as many: ask for less output." if never else f"Try again in {wait_s} s."
+        super().__init__(f"{message} {then}", headers=headers)
         self.type = "tokens" if what == "tokens" else "requests"
 
 

@@ -101,4 +101,4 @@ def _rule(members: Members) -> BudgetRule:
     try:
         return rule_of(texts(members))
     except BadBudget as bad:
-        raise BadRequest(f"{bad}.", param=bad.member[:100]) from None
+        raise BadRequest(str(bad), param=bad.member.strip("'")[:100]) from None

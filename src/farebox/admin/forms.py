@@ -90,7 +90,7 @@ def _parted(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
             limits["budgets"] = key_budgets([texts(members) for members in limits["budgets"]])
         except BadBudget as bad:
-            raise BadRequest(f"budgets: {bad}.", param="budgets") from None
+            raise BadRequest(f"budgets: {bad}", param="budgets") from None
     return given, limits
 
 

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 from farebox import csvtext
@@ -41,7 +42,9 @@ _CSV = (
     *("limit_tokens", "spent_tokens", "reserved_tokens", "remaining_tokens"),
     *("window_start", "resets_at", "on_exceed", "admission"),
 )
-_AMOUNTS = {"limit": "limit", "spent": "spent", "held": "reserved", "left": "remaining"}
+_AMOUNTS = (("limit", "limit"), ("spent", "spent"), ("held", "reserved"), ("left", "remaining"))
+"""Columns of the table, and the members they show."""
+_SMALLEST = Decimal("0.000001")
 
 Run = Callable[[argparse.Namespace, Store], Awaitable[None]]
 
@@ -133,7 +136,7 @@ async def _show(args: argparse.Namespace, store: Store) -> None:
     if args.format == "json":
         show(as_definition(budget) | {"data": rows}, (), "json")
         return
-    show(as_definition(budget), _DEFINITION, "table")
+    _print_definition(budget)
     print()
     _print(rows, "table", more)
 
@@ -167,6 +170,14 @@ def _print(rows: list[dict[str, Any]], format: str, more: bool) -> None:
         print(f"(the first {ROWS_MAX:,} counters; --name, --scope and --subject show others)", file=sys.stderr)
 
 
+def _print_definition(budget: Budget) -> None:
+    """Each value as `set` takes it."""
+    texts = {name: text or None for name, text in _texts(budget).items() if name in _DEFINITION}
+    several = {name: ", ".join(text) for name, text in texts.items() if isinstance(text, list)}
+    texts["wait_s"] = f"{budget.wait_s:g}"
+    show(texts | several | {"id": budget.id, "source": budget.source}, _DEFINITION, "table")
+
+
 def _lines(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A counter as the table has it: a line for dollars, one for tokens, whichever is limited."""
     whose = row["subject_name"] or ("all" if row["scope"] == "global" else "-")
@@ -175,25 +186,20 @@ def _lines(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     lines = []
     for unit, sign, word in (("usd", "$", ""), ("tokens", "", " tok")):
         if row[f"limit_{unit}"] is not None:
-            amounts = {
-                name: _amount(row[f"{member}_{unit}"], sign, word)
-                for name, member in (
-                    ("limit", "limit"),
-                    ("spent", "spent"),
-                    ("held", "reserved"),
-                    ("left", "remaining"),
-                )
-            }
+            amounts = {name: _amount(row[f"{member}_{unit}"], sign, word) for name, member in _AMOUNTS}
             lines.append(same | amounts)
     return lines
 
 
 def _amount(value: str | int, sign: str, word: str) -> str:
-    """Dollars exactly, in cents at least; tokens with their thousands apart."""
+    """Dollars in cents at least, rounded where they have more than six places; tokens with their thousands apart."""
     if isinstance(value, int):
         return f"{value:,}{word}"
-    whole, _, cents = value.partition(".")
-    return f"{sign}{int(whole):,}.{cents.ljust(2, '0')}"
+    exact = Decimal(value)
+    if 0 < exact < _SMALLEST:
+        return f"<{sign}{_SMALLEST}"
+    whole, _, cents = f"{exact:,.6f}".partition(".")
+    return f"{sign}{whole}.{cents.rstrip('0').ljust(2, '0')}"
 
 
 # -- changing --------------------------------------------------------------------------------------
@@ -207,7 +213,10 @@ async def _set(args: argparse.Namespace, store: Store) -> None:
     name = known.name if known is not None else args.name
     fields = _changed(name, known, args).as_fields()
     budget = await budgets.put_budget(fields.pop("name"), fields, "api", actor())
-    show(as_definition(budget), _DEFINITION, args.format)
+    if args.format == "json":
+        show(as_definition(budget), (), "json")
+    else:
+        _print_definition(budget)
 
 
 def _changed(name: str, known: Budget | None, args: argparse.Namespace) -> BudgetRule:
@@ -229,7 +238,7 @@ def _changed(name: str, known: Budget | None, args: argparse.Namespace) -> Budge
         return rule_of({**(_texts(known) if known is not None else {}), **given, "name": name})
     except BadBudget as bad:
         option = "--" + bad.member.removesuffix("s" if bad.member == "thresholds" else "").replace("_", "-")
-        raise BadUse(f"{option}: {bad}.") from None
+        raise BadUse(f"{option} {bad.why}") from None
 
 
 def _texts(budget: Budget) -> dict[str, Any]:

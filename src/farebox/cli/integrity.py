@@ -9,9 +9,19 @@ from typing import Any
 
 from farebox.admin.integrity import TIME_S, VIOLATIONS_MAX, found
 from farebox.cli.common import Commands, add_config, add_format, show, store_of
+from farebox.cli.tables import Column, print_table
 from farebox.store import BudgetStore
 
-_VIOLATION = ("window", "budget", "subject", "window_start", "is_usd", "should_usd", "is_tokens", "should_tokens")
+_VIOLATION = (
+    Column("name", heading="budget"),
+    Column("subject"),
+    Column("window_start", "time", rank=2),
+    Column("budget", heading="id", rank=3),
+    Column("is_usd", "right"),
+    Column("should_usd", "right"),
+    Column("is_tokens", "count", rank=1),
+    Column("should_tokens", "count", rank=1),
+)
 
 
 def add(commands: Commands) -> None:
@@ -37,10 +47,16 @@ def run(args: argparse.Namespace) -> int:
         for row in told["invariants"]:
             if row["violations"]:
                 print(f"\n{row['name']}:", file=sys.stderr)
-                show(row["violations"], _VIOLATION, "table")
+                print_table(_VIOLATION, row["violations"])
     return 1 if told["status"] == "violated" else 0
 
 
 async def _evaluated(args: argparse.Namespace) -> dict[str, Any]:
     async with store_of(args) as store:
-        return found(await BudgetStore(store).integrity(VIOLATIONS_MAX, TIME_S))
+        budgets = BudgetStore(store)
+        told = found(await budgets.integrity(VIOLATIONS_MAX, TIME_S))
+        named = {budget.id: budget.name for budget in await budgets.list_budgets(include_rate=True)}
+    for row in told["invariants"]:
+        # A budget that has ended has an id only.
+        row["violations"] = [one | {"name": named.get(one["budget"])} for one in row["violations"]]
+    return told

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from farebox import keys as secrets
@@ -92,7 +93,7 @@ def add(commands: Commands) -> None:
         _finish(one, run)
 
 
-def _add_limits(parser: argparse.ArgumentParser, rate: Callable[[str], object]) -> None:
+def _add_limits(parser: argparse.ArgumentParser, rate: Callable[[str, str], object]) -> None:
     parser.add_argument(
         "--budget",
         action="append",
@@ -104,7 +105,7 @@ def _add_limits(parser: argparse.ArgumentParser, rate: Callable[[str], object]) 
         ("--tpm", "tokens a minute"),
         ("--max-parallel", "calls at once"),
     ):
-        parser.add_argument(flag, metavar="N", type=rate, help=f"at most so many {what}")
+        parser.add_argument(flag, metavar="N", type=partial(rate, flag), help=f"at most so many {what}")
 
 
 def _finish(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace, Store], Awaitable[None]]) -> None:
@@ -224,14 +225,14 @@ def _budgets(texts: Sequence[str]) -> tuple[BudgetRule, ...]:
     try:
         return parse_budgets(texts)
     except BadBudget as bad:
-        raise BadUse(f"--budget: {bad}.") from None
+        raise BadUse(f"--budget: {bad}") from None
 
 
-def _rate_or_none(text: str) -> int | str:
-    return text if text == "none" else _rate(text)
+def _rate_or_none(flag: str, text: str) -> int | str:
+    return text if text == "none" else _rate(flag, text)
 
 
-def _rate(text: str) -> int:
+def _rate(flag: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:12]) <= RATE_MAX:
-        raise BadUse(f"{text[:60]!r} is not a number from 1 to {RATE_MAX:,}.")
+        raise BadUse(f"{flag} {text[:60]!r} is not a whole number from 1 to {RATE_MAX:,}.")
     return int(text)

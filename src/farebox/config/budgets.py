@@ -55,9 +55,12 @@ class Zone(Line):
 
 @dataclass(frozen=True)
 class Share(Money):
-    """A part of a limit, above 0, exact: 0.8 is 80 %. Gives a Decimal."""
+    """A part of a limit, above 0, exact: 0.8 is 80 %. Gives a Decimal.
 
-    most: int = 100
+    Past the limit there are parts too (overruns, warnings); `most` is low enough that 80, meant as 80 %, is a fault.
+    """
+
+    most: int = 10
 
     @property
     def wants(self) -> str:
@@ -211,11 +214,12 @@ def clash(values: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 class BadBudget(ValueError):
-    """A definition that cannot be. `member` is the field at fault; the text begins with its name."""
+    """A definition that cannot be: `member` is the field at fault, `why` the rest of a sentence; the text is both."""
 
     def __init__(self, member: str, why: str) -> None:
-        super().__init__(f"{member} {why}")
         self.member = member
+        self.why = why if why.endswith("?") else f"{why}."
+        super().__init__(f"{member} {self.why}")
 
 
 def rule_of(given: Mapping[str, str | Sequence[str] | None]) -> BudgetRule:

@@ -8,8 +8,8 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Literal
 
-from farebox.config.kinds import Choice, Line, Money, Number, NumberChoice, Pairs, Token, Whole, setting
-from farebox.config.web import WebhookUrl
+from farebox.config.kinds import Choice, Line, Money, Number, NumberChoice, Pairs, Whole, setting
+from farebox.config.web import WebhookSecret, WebhookUrl
 
 _ALLOWANCE_USD_MAX = 1_000_000
 
@@ -138,7 +138,7 @@ class Alerts:
         default=None,
         repr=False,
         metadata=setting(
-            Token(),
+            WebhookSecret(),
             "Signs each POST, so that the receiver can tell it from a stranger's. Must be set with webhook_url.",
             '"${FAREBOX_WEBHOOK_SECRET}"',
         ),

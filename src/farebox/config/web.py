@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import ipaddress
 import re
 from dataclasses import dataclass
 from typing import ClassVar
 from urllib.parse import SplitResult, urlsplit
 
-from farebox.config.kinds import Bad, Line
+from farebox.config.kinds import Bad, Line, Token
 
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*"
@@ -100,6 +102,20 @@ class WebhookUrl(Line):
             raise Bad("its host is not a valid name or address (non-ASCII names in their xn-- form)")
         if not text.isascii():
             raise Bad("it holds a character outside ASCII; write it as %XX")
+        return text
+
+
+@dataclass(frozen=True)
+class WebhookSecret(Token):
+    """What signs news. Gives a str. `whsec_` promises base64 (standardwebhooks.com), which is checked here."""
+
+    def parse(self, text: str) -> str:
+        super().parse(text)
+        if text.startswith("whsec_"):
+            try:
+                base64.b64decode(text.removeprefix("whsec_"), validate=True)
+            except binascii.Error:
+                raise Bad("what follows whsec_ is not base64, so a receiver would read another key") from None
         return text
 
 
