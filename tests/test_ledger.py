@@ -612,3 +612,37 @@ async def test_settled_waits_for_what_was_recorded_and_for_no_more(tmp_path: Pat
         ledger.record(event())
         assert not await ledger.settled(0.05)
         database.away = None
+
+
+async def test_events_with_a_budget_go_soon_and_together(tmp_path: Path) -> None:
+    """They do not wait as long as others; those that end shortly after one another, or while a batch is on its way, are
+    one batch."""
+    sizes: list[int] = []
+    gone, answer = asyncio.Event(), asyncio.Event()
+
+    async def write(events: Sequence[bytes]) -> None:
+        sizes.append(len(events))
+        gone.set()
+        await answer.wait()
+
+    async def three(ledger: Ledger) -> None:
+        for _ in range(3):
+            ledger.record(event(budget_ids=("b",)))
+            await asyncio.sleep(0.001)
+
+    async with running(tmp_path, write, interval_s=3600, gather_s=0.3) as ledger:
+        await three(ledger)
+        await gone.wait()
+        await three(ledger)
+        answer.set()
+        await until(lambda: not ledger.backlog.events)
+        assert sizes == [3, 3]
+
+
+async def test_who_needs_the_money_waits_for_no_company(tmp_path: Path) -> None:
+    """An event with a budget goes at once where somebody waits until it is settled."""
+    database = Database()
+    async with running(tmp_path, database.write, interval_s=3600, gather_s=3600) as ledger:
+        ledger.record(event(budget_ids=("b",)))
+        assert await ledger.settled(WAIT_S)
+        assert ledger.backlog.events == 0

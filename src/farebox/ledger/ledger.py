@@ -10,6 +10,7 @@ adopted. How bytes lie on disk is the journal's business, what a row is the stor
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -30,6 +31,8 @@ _FOLDERS_MAX = 1024
 _ADOPT_EVERY_S = 10.0
 """How often journals without an owner are looked for."""
 _STUMBLE_S = 1.0
+_GATHER_S = 0.005
+"""How long an event with a budget waits for company."""
 
 
 class Backlog(NamedTuple):
@@ -42,6 +45,7 @@ class Backlog(NamedTuple):
 class Ledger:
     """Journal and drain of one process. `open`, then `begin` and `record` from the event loop's thread, then `close`.
 
+    `interval_s` is how long an event waits for others to go with it, `gather_s` the same where a budget waits for it.
     `open_journal(folder)` opens or raises JournalLocked; `deliver` retries until a batch is stored; `cut_off`
     is told of each event that is made here: that of a call which a crash left open; `stored` whenever
     events have reached Postgres; `adopted` of the folder of a journal that had another owner, when all that
@@ -56,6 +60,7 @@ class Ledger:
         deliver: Deliver,
         batch_rows_max: int = 500,
         interval_s: float = 0.1,
+        gather_s: float = _GATHER_S,
         adopt_every_s: float = _ADOPT_EVERY_S,
         now: Callable[[], float] = time.time,
         cut_off: Callable[[UsageEvent], None] = lambda event: None,
@@ -67,6 +72,7 @@ class Ledger:
         self._deliver = deliver
         self._batch_rows_max = batch_rows_max
         self._interval_s = interval_s
+        self._gather_s = gather_s
         self._adopt_every_s = adopt_every_s
         self._now = now
         self._cut_off = cut_off
@@ -78,6 +84,7 @@ class Ledger:
         self._own: Path
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._soon: asyncio.TimerHandle | None = None
         self._drained = asyncio.Event()
         self._committed = asyncio.Event()
         self._delivered = 0
@@ -137,9 +144,12 @@ class Ledger:
             self._log.error("an event was lost: it had no begin, and the journal is full", reason=str(error))
             return
         self._wake.set()
-        # A budget holds money for its calls until their rows are there: somebody may be waiting for it.
-        if event.budget_ids or self._journal.backlog >= self._batch_rows_max:
+        if self._journal.backlog >= self._batch_rows_max:
             self._hurry.set()
+        elif event.budget_ids and self._soon is None:
+            # A budget holds money for its calls until their rows are there. Whoever can't do without it, `settled`
+            # sends it at once.
+            self._soon = asyncio.get_running_loop().call_later(self._gather_s, self._hurry.set)
 
     def abandon(self, id: UUID) -> None:
         """Take a begin back: the attempt provably did not go out, and leaves no row."""
@@ -228,8 +238,12 @@ class Ledger:
                 pass
             self._wake.clear()
             self._hurry.clear()
+            if self._soon is not None:
+                self._soon.cancel()
+                self._soon = None
             try:
-                await self._drain(self._journal)
+                # What comes meanwhile is gathered for the next round.
+                await self._drain(self._journal, self._journal.backlog)
             except Exception as error:
                 # Nothing is known to raise here; whatever does must not end the drain for good.
                 self._log.error("the journal could not be drained; trying again", **exception_facts(error))
@@ -237,8 +251,10 @@ class Ledger:
                 self._wake.set()
             self._drained.set()
 
-    async def _drain(self, journal: Journal) -> None:
-        while batch := journal.next_batch(self._batch_rows_max):
+    async def _drain(self, journal: Journal, events: float = math.inf) -> None:
+        """Deliver so many events, or all there are."""
+        while events > 0 and (batch := journal.next_batch(self._batch_rows_max)):
+            events -= len(batch)
             self.lost += await self._deliver(batch)
             journal.commit()
             if journal is self._journal:

@@ -23,6 +23,7 @@ from farebox.errors import BadRequest, Conflict
 from farebox.records import KeyRecord, UsageRow
 from farebox.store import migrations
 from farebox.store.failures import StoreUnavailable, in_words, is_transient, place_of
+from farebox.store.one_trip import one_trip
 from farebox.store.sqltext import queries
 from farebox.store.usage import ANY, Page, UsageFilter
 
@@ -35,6 +36,8 @@ _KEY_FIELDS = frozenset(
     ("name", "team", "project", "user", "models", "providers", "tags", "allow_shared_objects", "expires_at")
 )
 _CONNECT_RETRY_S = 0.2
+_WAITED_FOR = ("reserve", "extend", "release", "insert_events")
+"""Statements that a call, or money for another, waits for."""
 _INSERT_TRIES = 5
 """Rounds of one insert. A second is needed only when two processes post the same id at the same moment."""
 PAGE_ROWS_MAX = 1000
@@ -62,6 +65,7 @@ class Store:
         self._pool: asyncpg.Pool[Row] | None = None
         self._bound: PoolConnectionProxy[Row] | None = None
         self.sql = queries()
+        self._connection_class = one_trip(self.sql[name] for name in _WAITED_FOR)
 
     def beside(self, *, connections: int, connect_timeout_s: float, statement_timeout_s: float) -> Store:
         """Another store on the same database, not open yet: for calls that must not wait behind those of this one."""
@@ -96,6 +100,7 @@ class Store:
             command_timeout=self._statement_timeout_s,
             # Prepared statements belong to a server connection, which a pooler changes between transactions.
             statement_cache_size=0,
+            connection_class=self._connection_class,
             # The usual reset is a round trip for state that no statement here leaves.
             reset=_no_reset,
             server_settings={"application_name": "farebox"},
