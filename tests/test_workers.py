@@ -427,6 +427,7 @@ async def test_what_keeps_one_worker_from_starting_keeps_several_from_it(
 # -- a new config ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_every_worker_takes_the_new_config_and_so_does_one_that_comes_later(
     database: str, tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ from farebox.store import AlertStore, ModelLists, ObjectStore, PriceLists, Store
 class App:
     """farebox, whole. `start`, then `reload` as often as one likes, then `close`.
 
+    `counter` counts tokens; it may be shared by the apps of a process.
     `slot`: this is a worker, the one of that number (from 0); then `listener` is the port, taken, and
     `dsn` the database, migrated. Without it all of that is found or made here.
     """
@@ -63,6 +64,7 @@ class App:
         config: Config,
         *,
         clock: Clock | None = None,
+        counter: tokens.Tokens | None = None,
         slot: int | None = None,
         listener: socket.socket | None = None,
         dsn: str | None = None,
@@ -74,6 +76,7 @@ class App:
         self.first_key: str | None = None
         """The secret of the key made at the first start, to be shown once."""
         self.admin_token_path: Path | None = None
+        self._counter = counter or tokens.Tokens()
         self._listener = listener
         self._dsn = dsn
         self._stack = contextlib.AsyncExitStack()
@@ -108,7 +111,7 @@ class App:
         self.budgets = await stack.enter_async_context(opened(config, store, drain))
         self.ledger = await self._open_ledger(folder, store)
         await self.budgets.start(Lives(self.ledger.folder, boot_id(), whole=self.ledger.whole))
-        counter = tokens.Tokens()
+        counter = self._counter
         estimator = Estimator(counter)
         stack.callback(estimator.close)
         estimator.warm()

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from farebox.app import App
 from farebox.config import Config, load
 from farebox.records import KeyRecord, UsageRow
 from farebox.store import UsageFilter
+from farebox.tokens import Tokens
 from support.http import Answer, RawClient, call
 
 ADMIN_TOKEN = "test-admin-token-0123456789"
@@ -109,10 +111,16 @@ def settings_of(
     return settings
 
 
+@cache
+def counter() -> Tokens:
+    """One for all the fareboxes of this process: to load a tokenizer takes longer than all else at a start."""
+    return Tokens()
+
+
 @asynccontextmanager
 async def running(settings: dict[str, Any]) -> AsyncIterator[Farebox]:
     """A farebox with these settings, stopped at the end."""
-    app = App(config_of(settings))
+    app = App(config_of(settings), counter=counter())
     await app.start()
     try:
         key = app.first_key

@@ -13,7 +13,7 @@ from functools import cache
 
 from farebox.config import Provider
 from farebox.models.shelf import Known
-from farebox.pricing import book_of, shipped
+from farebox.pricing import NONE, book_of, shipped
 from farebox.records import Model
 
 
@@ -38,6 +38,8 @@ def known_models(demo_model: str) -> Callable[[Provider], Known]:
             return Known((Model(id=demo_model, owned_by="farebox"),))
         # The dialect alone says nothing: most servers speak a publisher's without having its models.
         name = book_of(price_book=provider.price_book, base_url=provider.base_url, dialect="")
+        if name == NONE:
+            return Known()
         models, as_of = books()
         return Known(models[name], as_of) if name in models else Known()
 

@@ -13,10 +13,11 @@ from farebox.pricing.book import PriceBook
 from farebox.pricing.configured import config_entries
 from farebox.pricing.entry import Match, Period, Price, Rates, Step, Variant, beginning, digest
 from farebox.pricing.pricer import Costing, Pricer, Quote
-from farebox.pricing.publishers import book_of, unknown_books
+from farebox.pricing.publishers import NONE, book_of, unknown_books
 from farebox.pricing.shipped import Snapshot, shipped
 
 __all__ = [
+    "NONE",
     "Costing",
     "Match",
     "Period",

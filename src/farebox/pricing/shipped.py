@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 from datetime import datetime
+from functools import cache
 from importlib.resources import files
 
 import msgspec
@@ -28,8 +29,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     entries: tuple[Price, ...]
 
 
+@cache
 def shipped() -> Snapshot:
-    """The shipped snapshot, decoded anew at each call (tens of milliseconds): keep what it gives."""
+    """The shipped snapshot. Decoded once for a process, which takes tens of milliseconds: nobody can change it."""
     data = files("farebox").joinpath("data", FILE).read_bytes()
     return decode(gzip.decompress(data))
 
