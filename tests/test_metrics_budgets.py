@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from farebox.budgets.noting import Noting
 from farebox.keys import holds_key, mint_secret
 from farebox.ledger import Backlog
 from farebox.metrics import Metrics, Sources
@@ -18,7 +18,6 @@ from farebox.store import AlertStore, Store, StoreUnavailable
 from farebox.store.alerts import Gauge
 from farebox.store.budgets import BudgetStore
 from support.app import running, settings_of
-from support.budgets import replica
 from support.counters import put, spend
 from support.http import call
 from support.money import FREE_INPUT, answered, budgeted, chat, settings
@@ -244,16 +243,21 @@ async def test_a_scrape_tells_how_budgets_stand(database: str, tmp_path: Path) -
     assert 'farebox_budget_thresholds_total{budget="month",threshold="0.8"} 1\n' in text
 
 
-async def test_a_call_that_a_used_up_budget_lets_pass_is_noted(database: str, tmp_path: Path) -> None:
-    """Where a budget only warns, each call that is granted over it is noted by the budget's name, others are not."""
-    noted: list[str] = []
-    async with replica(database, tmp_path) as one:
-        for name, limit, on_exceed in (("warns", "1", "warn"), ("roomy", "100", "reject")):
-            fields = {"scope": "global", "window": "total", "limit_usd": Decimal(limit), "on_exceed": on_exceed}
-            await BudgetStore(one.store).put_budget(name, fields, "api", "test")
-        await one.budgets.refresh()
-        budgets = Noting(one.budgets, noted.append)
-        for usd, notes in (("0.9", 0), ("0.2", 1), ("0.3", 2)):
-            ask, applied = one.ask_of(usd)
-            grant = await budgets.reserve(ask, wait_s=0, applied=applied)
-            assert (grant.state, noted) == ("open", ["warns"] * notes)
+async def test_a_call_that_a_used_up_budget_lets_pass_is_counted(database: str, tmp_path: Path) -> None:
+    """Where a budget only warns, each call that is granted over it is counted by its name; others are not."""
+    counted = []
+    async with (
+        FakeProvider() as provider,
+        running(settings(database, tmp_path, provider)) as farebox,
+    ):
+        for name, tokens, on_exceed in (("warns", 2_000, "warn"), ("roomy", 1_000_000, "reject")):
+            fields = {"scope": "global", "window": "total", "limit_tokens": tokens, "on_exceed": on_exceed}
+            await BudgetStore(farebox.app.store).put_budget(name, fields, "api", "test")
+        key = await budgeted(farebox, "k", {"limit_usd": Decimal(1)})
+        for _ in range(3):
+            provider.then(plain(answered(20, prompt=900)))
+            # Some 1,200 tokens are held for each, of which 920 stay: there is room for one.
+            assert (await key.call(CHAT, chat(100))).status == 200
+            shown = (await call(farebox.port, "/metrics", method="GET")).body.decode()
+            counted.append(re.findall(r"^farebox_budget_warned_total\{budget=\"(\w+)\"\} (\d+)", shown, re.MULTILINE))
+    assert counted == [[], [("warns", "1")], [("warns", "2")]]

@@ -29,9 +29,10 @@ The floors, upper ones import lower ones only (checked in CI):
     objects        whose the files, responses and the like are that providers store
     keys, ledger (over journal), upstream, store, embedded_postgres, server, estimator,
     metrics        one outside thing each
+    following      looks now and then at what other processes change
     logs           what may be said of anything that happens
     accounting, payload, sizing, admission, bounds, holds, pricing, meter, routing, splice, tokens, request,
-    prompt, sse, codings, jsontext, csvtext, paths, config, dialects, errors, ids, records
+    prompt, sse, codings, jsontext, csvtext, paths, config, dialects, errors, digits, ids, records
                    pure: values in, values out; no I/O, no clock
 
 Postgres is the truth (keys, rows, prices, budgets). The journal holds what is not there yet. Memory holds caches

@@ -26,7 +26,6 @@ from farebox.admin import Admin
 from farebox.admission import Learned
 from farebox.budgets import Drain, Lives, Settings, boot_id, fields_of, opened
 from farebox.budgets.alerts import Alerts
-from farebox.budgets.noting import Noting
 from farebox.budgets.webhook import webhook_of
 from farebox.config import Config, carry_over
 from farebox.database import open_store
@@ -209,9 +208,10 @@ class App:
             ownership=Ownership(self.objects),
             clock=self.clock,
             guard=Guard(
-                Noting(self.budgets, self.metrics.warned),
+                self.budgets,
                 Planner(lambda: self.prices.pricer, self._learned, estimator.refine),
                 self.clock,
+                self.metrics.warned,
             ),
         )
 

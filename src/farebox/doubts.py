@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 import msgspec
 
+from farebox.errors import BadRequest
 from farebox.jsontext import decode_members, top_members
 from farebox.request import MEMBER_BYTES_MAX
 
@@ -60,6 +61,13 @@ def duplicate_members(body: bytes, *, inputs: bool = False) -> frozenset[str]:
         return WATCHED_MEMBERS
     counts = Counter(member.name.casefold() for member in members)
     return frozenset(name for name in (*WATCHED_MEMBERS, *(("input",) if inputs else ())) if counts[name] > 1)
+
+
+def check_repeated(body: bytes, names: Set[str] | None = None, *, inputs: bool = False) -> None:
+    """Raise `BadRequest` where one of `names` (None: all that `duplicate_members` finds) stands more than once."""
+    found = duplicate_members(body, inputs=inputs)
+    if twice := sorted(found if names is None else found & names):
+        raise BadRequest(f"The body has more than one top-level '{twice[0]}'.", param=twice[0])
 
 
 def _escaped(body: bytes) -> bool:

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from farebox.digits import digits
 from farebox.records import Family
 
 SHORTFALLS_NAMED_MAX = 3
@@ -182,8 +183,8 @@ class Shortfall(msgspec.Struct, frozen=True, kw_only=True):
         per = {"total": "in total", "hour": "an hour"}.get(self.window, f"a {self.window}")
         reset = "It does not reset" if self.resets_at is None else f"It resets at {_instant(self.resets_at)}"
         return (
-            f"The budget '{_short(self.budget)}' ({_plain(self.limit)} {self.unit} {per}{of}) has no room for this "
-            f"call: {_plain(self.spent)} spent, {_plain(self.held)} held by open calls, {_plain(self.needed)} "
+            f"The budget '{_short(self.budget)}' ({digits(self.limit)} {self.unit} {per}{of}) has no room for this "
+            f"call: {digits(self.spent)} spent, {digits(self.held)} held by open calls, {digits(self.needed)} "
             f"needed. {reset}."
         )
 
@@ -289,12 +290,6 @@ class UpstreamTimeout(Refusal):
 def _short(name: str) -> str:
     """A name as far as a message should repeat it."""
     return name if len(name) <= _NAME_CHARS_MAX else name[: _NAME_CHARS_MAX - 1] + "\u2026"
-
-
-def _plain(amount: Decimal | int) -> str:
-    """An amount in digits: exact, without exponent or idle zeros."""
-    text = f"{amount:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _instant(moment: datetime) -> str:

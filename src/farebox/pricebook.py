@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import structlog
 
 from farebox.config import Provider
+from farebox.following import follow
 from farebox.logs import exception_facts
 from farebox.pricing import PriceBook, Pricer, config_entries, shipped, unknown_books
 from farebox.records import UsageEvent
@@ -48,7 +49,6 @@ class Prices:
         self._book = PriceBook(())
         self._revision: int | None = None
         self._unput = [providers]
-        self._away = False
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._log = structlog.get_logger()
@@ -61,7 +61,8 @@ class Prices:
         self._put_in_force(book, revision)
         self._warn()
         await self._put_own()
-        self._task = asyncio.create_task(self._watch(), name="prices")
+        following = follow("prices", self._look, wake=self._wake, poll_s=lambda: self._poll_s)
+        self._task = asyncio.create_task(following, name="prices")
 
     async def close(self) -> None:
         """Watch no longer; the prices stay."""
@@ -105,25 +106,6 @@ class Prices:
     def _put_in_force(self, book: PriceBook, revision: int) -> None:
         self._book, self._revision = book, revision
         self.pricer = Pricer(book, self._providers)
-
-    async def _watch(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._poll_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            self._wake.clear()
-            try:
-                await self._look()
-            except Exception as error:
-                if not self._away:
-                    self._away = True
-                    self._log.warning("prices can't be looked up: those in memory stay", **exception_facts(error))
-                continue
-            if self._away:
-                self._away = False
-                self._log.info("prices can be looked up again")
 
     async def _look(self) -> None:
         newest = await self._lists.newest()

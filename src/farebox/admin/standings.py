@@ -11,6 +11,7 @@ from datetime import datetime
 from decimal import Context, Decimal, Inexact
 from typing import Any
 
+from farebox.digits import digits
 from farebox.records import Budget, KeyRecord
 from farebox.store import BudgetStore
 from farebox.store.budgets import Standing, WindowState
@@ -98,7 +99,4 @@ def subject_name(budget: Budget, subject: str | None, names: Mapping[str, str]) 
 
 def usd(amount: Decimal | None) -> str | None:
     """An exact amount in digits, without idle zeros."""
-    if amount is None:
-        return None
-    text = format(amount, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return None if amount is None else digits(amount)

@@ -12,7 +12,6 @@
     lives         what a crashed process held, found by the next life of its journal
     link          whether the database answers
     alerts        thresholds: found, told once a window; webhook: one signed POST
-    noting        counts the calls that budgets which only warn let pass
 
 Every counter is in Postgres and moves there alone. Nothing is counted here, so any number of processes are one.
 """

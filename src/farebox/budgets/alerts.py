@@ -18,6 +18,7 @@ from uuid import UUID
 
 import structlog
 
+from farebox.digits import digits
 from farebox.logs import exception_facts
 from farebox.metrics.budgets import label
 from farebox.store.alerts import Alert
@@ -135,12 +136,12 @@ class Alerts:
         return len(alerts) == POSTS_MAX
 
     def _tell(self, alert: Alert) -> None:
-        self._reached(label(alert.name, alert.scope, alert.who), _digits(alert.threshold))
+        self._reached(label(alert.name, alert.scope, alert.who), digits(alert.threshold))
         self._log.warning(
             "a budget has reached a threshold",
             budget=alert.name,
             subject=alert.who,
-            threshold=_digits(alert.threshold),
+            threshold=digits(alert.threshold),
             spent_usd=str(alert.spent_usd),
             limit_usd=None if alert.limit_usd is None else str(alert.limit_usd),
             spent_tokens=alert.spent_tokens,
@@ -176,8 +177,3 @@ class Alerts:
             except Exception as error:
                 self._log.error("news of budgets is late", **exception_facts(error))
             await self._sleep(0 if more else max(self._look_s, share * (loop.time() - began)))
-
-
-def _digits(threshold: object) -> str:
-    text = f"{threshold:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text

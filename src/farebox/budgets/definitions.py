@@ -17,6 +17,7 @@ import structlog
 
 from farebox.budgets.applying import Applied, Definitions
 from farebox.config.budgets import BudgetRule
+from farebox.following import follow
 from farebox.logs import exception_facts
 from farebox.records import Budget, Caller
 from farebox.store.budgets import BudgetStore
@@ -47,7 +48,6 @@ class Book:
         self._definitions = Definitions()
         self._loading = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._away = False
         self._task: asyncio.Task[None] | None = None
         self._log = structlog.get_logger()
         self._budgets: dict[UUID, Budget] = {}
@@ -59,7 +59,8 @@ class Book:
     async def start(self) -> None:
         """Write down the config's budgets, load all, begin to watch. Raises StoreUnavailable."""
         await self.refresh()
-        self._task = asyncio.create_task(self._watch(), name="budgets")
+        following = follow("budgets", self.refresh, wake=self._wake, poll_s=lambda: self._poll_s)
+        self._task = asyncio.create_task(following, name="budgets")
 
     async def close(self) -> None:
         if self._task is not None:
@@ -122,22 +123,3 @@ class Book:
         if self._budgets != budgets:
             self._budgets = budgets
             self._definitions = Definitions(budgets.values())
-
-    async def _watch(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._poll_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            self._wake.clear()
-            try:
-                await self.refresh()
-            except Exception as error:
-                if not self._away:
-                    self._away = True
-                    self._log.warning("budgets can't be looked up: those in memory stay", **exception_facts(error))
-                continue
-            if self._away:
-                self._away = False
-                self._log.info("budgets can be looked up again")

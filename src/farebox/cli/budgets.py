@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 from farebox import csvtext
 from farebox.admin.standings import as_definition, as_rows, key_names
-from farebox.cli.common import BadUse, Commands, actor, add_config, add_format, not_found, parse_line, show, store_of
+from farebox.cli.common import BadUse, Commands, actor, not_found, on_store, parse_line, show
 from farebox.cli.tables import Column, print_table
 from farebox.config.budgets import SCOPES, WINDOWS, BadBudget, BudgetRule, rule_of
 from farebox.errors import FareboxError
@@ -46,8 +45,6 @@ _AMOUNTS = (("limit", "limit"), ("spent", "spent"), ("held", "reserved"), ("left
 """Columns of the table, and the members they show."""
 _SMALLEST = Decimal("0.000001")
 
-Run = Callable[[argparse.Namespace, Store], Awaitable[None]]
-
 
 def add(commands: Commands) -> None:
     """Add the command and its verbs to the command line."""
@@ -57,11 +54,11 @@ def add(commands: Commands) -> None:
     _add_list(verbs)
     one = verbs.add_parser("show", help="one budget: its definition, and what stands in each of its counters")
     one.add_argument("name", help="name or id")
-    _finish(one, _show)
+    on_store(one, _show)
     _add_set(verbs)
     delete = verbs.add_parser("delete", help="end a budget; running farebox processes follow within seconds")
     delete.add_argument("name", help="name or id")
-    _finish(delete, _delete)
+    on_store(delete, _delete)
 
 
 def _add_list(verbs: Commands) -> None:
@@ -74,7 +71,7 @@ def _add_list(verbs: Commands) -> None:
     listing.add_argument(
         "--subject", type=parse_line, metavar="VALUE", help="the counters of this team, key (name or id), user ... only"
     )
-    _finish(listing, _list, "table", "csv", "json")
+    on_store(listing, _list, "table", "csv", "json")
 
 
 def _add_set(verbs: Commands) -> None:
@@ -103,21 +100,7 @@ def _add_set(verbs: Commands) -> None:
     change.add_argument("--clamp", choices=("true", "false"), help="lower max_tokens to what is left pays")
     change.add_argument("--wait-s", metavar="SECONDS", help="how long a call waits for room (default: 5)")
     change.add_argument("--on-extend-denied", choices=("cut", "overrun"), help="default: cut")
-    _finish(change, _set)
-
-
-def _finish(parser: argparse.ArgumentParser, run: Run, *formats: str) -> None:
-    async def go(args: argparse.Namespace) -> None:
-        async with store_of(args) as store:
-            await run(args, store)
-
-    def start(args: argparse.Namespace) -> int:
-        asyncio.run(go(args))
-        return 0
-
-    add_config(parser)
-    add_format(parser, *formats)
-    parser.set_defaults(run=start)
+    on_store(change, _set)
 
 
 # -- looking ---------------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import csv
 import getpass
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
@@ -101,6 +102,24 @@ async def store_of(args: argparse.Namespace) -> AsyncIterator[Store]:
     async with open_store(config) as store:
         await store.migrate()
         yield store
+
+
+def on_store(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace, Store], Awaitable[None]], *formats: str
+) -> None:
+    """Complete a command that does its work on the store: its common options, and how it is started."""
+
+    async def work(args: argparse.Namespace) -> None:
+        async with store_of(args) as store:
+            await run(args, store)
+
+    def start(args: argparse.Namespace) -> int:
+        asyncio.run(work(args))
+        return 0
+
+    add_config(parser)
+    add_format(parser, *formats)
+    parser.set_defaults(run=start)
 
 
 def _say_if_new(config: Config) -> None:

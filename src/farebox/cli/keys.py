@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,14 +14,12 @@ from farebox.cli.common import (
     BadUse,
     Commands,
     actor,
-    add_config,
-    add_format,
     not_found,
+    on_store,
     parse_line,
     parse_pair,
     parse_time,
     show,
-    store_of,
 )
 from farebox.config.budgets import BadBudget, BudgetRule
 from farebox.errors import FareboxError
@@ -70,7 +67,7 @@ def add(commands: Commands) -> None:
     _add_limits(create, _rate)
     create.add_argument("--expires-at", metavar="TIME", type=parse_time, help="2026-12-31 or 2026-12-31T12:00:00Z")
     create.add_argument("--allow-shared-objects", action="store_true", help="may list files, batches ... of all keys")
-    _finish(create, _create)
+    on_store(create, _create)
     limit = verbs.add_parser(
         "limit",
         help="change what a key may spend, and how fast",
@@ -79,10 +76,10 @@ def add(commands: Commands) -> None:
     )
     limit.add_argument("key", help="name or id")
     _add_limits(limit, _rate_or_none)
-    _finish(limit, _limit)
+    on_store(limit, _limit)
     listing = verbs.add_parser("list", help="the keys")
     listing.add_argument("--all", action="store_true", help="revoked ones too")
-    _finish(listing, _list)
+    on_store(listing, _list)
     for verb, run, words in (
         ("show", _show, "everything about one key, except its secret"),
         ("rotate", _rotate, "give a key a new secret; the old one ends at once"),
@@ -90,7 +87,7 @@ def add(commands: Commands) -> None:
     ):
         one = verbs.add_parser(verb, help=words)
         one.add_argument("key", help="name or id")
-        _finish(one, run)
+        on_store(one, run)
 
 
 def _add_limits(parser: argparse.ArgumentParser, rate: Callable[[str, str], object]) -> None:
@@ -106,20 +103,6 @@ def _add_limits(parser: argparse.ArgumentParser, rate: Callable[[str, str], obje
         ("--max-parallel", "calls at once"),
     ):
         parser.add_argument(flag, metavar="N", type=partial(rate, flag), help=f"at most so many {what}")
-
-
-def _finish(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace, Store], Awaitable[None]]) -> None:
-    async def go(args: argparse.Namespace) -> None:
-        async with store_of(args) as store:
-            await run(args, store)
-
-    def start(args: argparse.Namespace) -> int:
-        asyncio.run(go(args))
-        return 0
-
-    add_config(parser)
-    add_format(parser)
-    parser.set_defaults(run=start)
 
 
 async def _create(args: argparse.Namespace, store: Store) -> None:

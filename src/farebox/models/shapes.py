@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
+from farebox.digits import digits
 from farebox.errors import BadRequest, ModelNotAllowed
 from farebox.models.shelf import Offer, Shelf
 
@@ -136,14 +136,8 @@ def _pricing(offer: Offer) -> Json | None:
     """What the standard tier costs, as far as it is known; None: nothing is."""
     if offer.quote is None:
         return None
-    rates = {rate: _exact(value) for rate in _RATES if (value := getattr(offer.quote, rate)) is not None}
+    rates = {rate: digits(value) for rate in _RATES if (value := getattr(offer.quote, rate)) is not None}
     return rates or None
-
-
-def _exact(value: Decimal) -> str:
-    """The decimal in full, without an exponent and without zeros that say nothing."""
-    text = format(value, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _moment(value: datetime) -> str:

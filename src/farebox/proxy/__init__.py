@@ -24,7 +24,7 @@ from aiohttp.web_request import BaseRequest
 from farebox import codings, paths, routing
 from farebox.accounting import Ending
 from farebox.config import Limits
-from farebox.doubts import duplicate_members, other_models
+from farebox.doubts import check_repeated, other_models
 from farebox.errors import BadRequest, Forbidden, InternalError, MethodNotAllowed, PathClosed, Refusal, Unavailable
 from farebox.ids import uuid7
 from farebox.keys import holds_key, misplaced
@@ -232,12 +232,12 @@ class Proxy:
         for claim in (call.facts.model, call.identity.session, call.identity.end_user):
             if claim is not None and holds_key(claim):
                 raise _misplaced_key("the model, the user or the session")
-        if call.caller.models and (twice := sorted(_GUARDED & duplicate_members(call.decoded))):
-            raise BadRequest(f"The body has more than one top-level '{twice[0]}'.", param=twice[0])
+        self._check(call)
         if call.caller.models:
+            if not call.budgeted:  # else it was looked through for more than these
+                check_repeated(call.decoded, _GUARDED)
             for model in other_models(call.decoded):
                 routing.check_model(call.caller, model)
-        self._check(call)
 
     def _check(self, call: Call) -> None:
         """Which budgets count the call, and whether it could spend past them. Raises `Refusal`."""

@@ -10,7 +10,7 @@ what an attempt is charged in the end `holds`'. A stream's hold grows by `pace`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal, Protocol
@@ -20,8 +20,8 @@ from farebox import accounting, payload
 from farebox.accounting import Attempt
 from farebox.budgets.applying import Applied
 from farebox.config import Provider
-from farebox.doubts import duplicate_members
-from farebox.errors import BadRequest, PathClosed, Unavailable, Unpriced
+from farebox.doubts import check_repeated
+from farebox.errors import PathClosed, Unavailable, Unpriced
 from farebox.pricing.publishers import book_of
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.pace import Pace, Verdict
@@ -70,8 +70,10 @@ class Ticket:
 class Guard:
     """Stands between a call and its provider. One for a process; knows no call beyond its end."""
 
-    def __init__(self, budgets: Budgets, planner: Planner, clock: Clock) -> None:
+    def __init__(self, budgets: Budgets, planner: Planner, clock: Clock, warned: Callable[[str], None]) -> None:
+        """`warned(name)`: a budget that only warns let a call pass that it has no room for."""
         self._budgets = budgets
+        self._warned = warned
         self._planner = planner
         self._clock = clock
 
@@ -97,10 +99,8 @@ class Guard:
                 raise PathClosed(call.request.method, call.target.path)
             # Nothing says what it uses; that it is a request can be counted.
             applied = tuple(one for one in applied if one.budget.purpose == "rate")
-        elif enforced and (
-            twice := sorted(duplicate_members(call.decoded, inputs=call.target.operation == "responses"))
-        ):
-            raise BadRequest(f"The body has more than one top-level '{twice[0]}'.", param=twice[0])
+        elif enforced:
+            check_repeated(call.decoded, inputs=call.target.operation == "responses")
         call.applied, call.budgeted = applied, enforced
 
     def enforces(self, caller: Caller) -> bool:
@@ -135,6 +135,9 @@ class Guard:
             wants = {want.budget: want for want in plan.wants}
             raise refusal(grant.windows, wants, budgets, now=self._clock.now(), status=status)
         try:
+            for window in grant.windows:
+                if not window.fits:  # of a granted ask that can only be said where the budget merely warns
+                    self._warned(budgets[window.budget].name)
             return self._ticket(call, attempt, plan, grant, budgets)
         except BaseException:
             self._budgets.release(attempt.id)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
-
 from farebox.accounting import Attempt, Ending
 from farebox.config import Config
+from farebox.digits import digits
 from farebox.meter import Meter, Reading
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.settle import Settler
@@ -39,12 +38,6 @@ _CUT_BYTES = 64 * 1024
 """What may still come until an event ends, where a stream is to be cut; past it the connection is."""
 _USAGE_IF_ASKED = frozenset(("chat", "completions"))
 """Where a stream tells its usage only to those who asked for it."""
-
-
-def plain_usd(amount: Decimal) -> str:
-    """An amount in digits: exact, without exponent or idle zeros."""
-    text = f"{amount:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 class Relay:
@@ -111,7 +104,7 @@ class Relay:
         if call.snapshot.config.server.response_headers:
             headers.append((b"x-farebox-request-id", str(call.request_id).encode()))
             if ticket is not None and ticket.remaining_usd is not None:
-                headers.append((b"x-farebox-budget-remaining-usd", plain_usd(ticket.remaining_usd).encode()))
+                headers.append((b"x-farebox-budget-remaining-usd", digits(ticket.remaining_usd).encode()))
         if ticket is not None and ticket.clamped is not None:
             # Not switchable: the request that went up is not the one that came.
             headers.append((b"x-farebox-clamped", b"max_tokens=%d" % ticket.clamped))
