@@ -144,7 +144,7 @@ def _print(rows: list[dict[str, Any]], format: str, more: bool) -> None:
     elif format == "csv":
         sys.stdout.write(csvtext.header(_CSV) + csvtext.lines(rows, _CSV))
     elif not rows:
-        print("no such budget; one is made with: farebox budgets set NAME --scope SCOPE ...", file=sys.stderr)
+        print("no budget to show; one is made with: farebox budgets set NAME --scope SCOPE ...", file=sys.stderr)
     else:
         left_out = print_table(_COLUMNS, [line for row in rows for line in _lines(row)])
         if left_out:
