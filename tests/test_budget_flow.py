@@ -417,6 +417,46 @@ async def test_a_client_that_leaves_while_it_waits_leaves_nothing(home: Home) ->
         assert len(at.provider.requests) == len(await key.rows()) == 1
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_call_that_got_no_connection_is_charged_nothing(home: Home, leaves: bool) -> None:
+    """The provider's only connection is taken: who leaves, or waited too long, has a row that says nothing was sent."""
+    p = {"dialect": "openai", "prices": FREE_INPUT, "connections_max": 1, "response_timeout_s": 30 if leaves else 1}
+    go = asyncio.Event()
+
+    async def slow(_: Received, wire: Wire) -> None:
+        await wire.head(200, [("Content-Type", "application/json"), ("Content-Length", str(len(answered(10))))])
+        await go.wait()
+        await wire.send(answered(10))
+
+    async with scene(home) as at:
+        p["base_url"] = at.provider.base_url
+        metering = {"on_client_disconnect": "abort"}
+        config = settings(home.database, home.folder, at.provider, more={"p": p}, metering=metering)
+        await at.farebox.app.reload(config_of(config))
+        key = await at.key("k", {"limit_usd": usd("1")})
+        at.provider.then(slow)
+        first = asyncio.create_task(key.call(CHAT, chat(100)))
+        while not at.provider.requests:
+            await asyncio.sleep(0.005)
+        async with key.client() as client:
+            await client.send("POST", CHAT, {"Authorization": f"Bearer {key.key}"}, json.dumps(chat(100)).encode())
+            if leaves:
+                while sum(call.attempt is not None for call in at.farebox.app.proxy._calls) < 2:
+                    await asyncio.sleep(0.005)
+                client.abort()
+                while at.farebox.app.proxy.in_flight > 1:
+                    await asyncio.sleep(0.005)
+            else:
+                assert (await client.head()).status == 504
+        go.set()
+        assert (await first).status == 200
+        assert len(at.provider.requests) == 1
+        rows = {row.outcome: (row.usage_source, row.cost_usd) for row in await key.rows()}
+        ended = "client_gone" if leaves else "upstream_error"
+        assert rows == {"complete": ("provider", usd("0.0001")), ended: ("none", 0)}
+        assert (await at.books.window(key))["spent_usd"] == usd("0.0001")
+
+
 # -- streams on an expected hold -------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.helpers import _EXC_SENTINEL as _NO_CAUSE
 from aiohttp.http_exceptions import HttpProcessingError
@@ -59,6 +59,10 @@ class UpstreamError(FareboxError):
         self.sent = sent
         """False: provably nothing of the request reached the provider."""
         self.timeout = timeout
+
+
+class NeverSent(asyncio.CancelledError):
+    """The call was cancelled while it waited for a connection: nothing of it went up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +120,11 @@ class Upstream:
             context = ssl.create_default_context(cafile=provider.tls_ca_file)
         elif not provider.tls_verify:
             context = False
+        self._connector = _Connector(
+            limit=provider.connections_max, ssl=context, keepalive_timeout=IDLE_CONNECTION_S, ttl_dns_cache=60
+        )
         self._session = aiohttp.ClientSession(
-            connector=_Connector(
-                limit=provider.connections_max, ssl=context, keepalive_timeout=IDLE_CONNECTION_S, ttl_dns_cache=60
-            ),
+            connector=self._connector,
             timeout=aiohttp.ClientTimeout(
                 total=None, connect=provider.connect_timeout_s, sock_read=provider.idle_timeout_s
             ),
@@ -145,7 +150,8 @@ class Upstream:
         headers: CIMultiDict[str],
         body: bytes | AsyncIterator[bytes] | None,
     ) -> Answer:
-        """Send a request; return once the answer's head is there. Raises `UpstreamError`."""
+        """Send a request; return once the answer's head is there. Raises `UpstreamError`, `NeverSent`."""
+        task = asyncio.current_task()
         try:
             async with asyncio.timeout(self.provider.response_timeout_s):
                 response = await self._session.request(
@@ -154,9 +160,16 @@ class Upstream:
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as exc:
             raise UpstreamError(_connect_kind(exc), sent=False) from None
         except TimeoutError:
-            raise UpstreamError("response_timeout", sent=True, timeout=True) from None
+            sent = task not in self._connector.waiting
+            raise UpstreamError("response_timeout", sent=sent, timeout=True) from None
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             raise UpstreamError(_kind(exc), sent=True) from None
+        except asyncio.CancelledError:
+            if task in self._connector.waiting:
+                raise NeverSent from None
+            raise
+        finally:
+            self._connector.waiting.discard(task)
         try:
             raw = without(response.raw_headers, self._secrets)
             head = read_head(response.status, response.reason or "", raw)
@@ -249,6 +262,15 @@ class _Connector(aiohttp.TCPConnector):
         super().__init__(**settings)
         handler: type[ResponseHandler] = _Handler
         self._factory = functools.partial(handler, loop=self._loop)
+        self.waiting: set[asyncio.Task[Any] | None] = set()
+        """Who has no connection yet. One that gave up stays in it, to be told that it sent nothing."""
+
+    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:
+        task = asyncio.current_task()
+        self.waiting.add(task)
+        connection = await super().connect(req, traces, timeout)
+        self.waiting.discard(task)
+        return connection
 
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
         while (connection := await super()._get(key, traces)) is not None:

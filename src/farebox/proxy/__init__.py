@@ -48,6 +48,7 @@ from farebox.server import (
     refuse,
     send_continue,
 )
+from farebox.upstream import NeverSent
 
 if TYPE_CHECKING:
     from farebox.proxy.guard import Guard
@@ -143,8 +144,8 @@ class Proxy:
             return refuse(request, refusal, str(request_id))
         except ClientGone:
             return call.reply or Reply(request)
-        except asyncio.CancelledError:
-            return await self._stopped(call)
+        except asyncio.CancelledError as exc:
+            return await self._stopped(call, unsent=isinstance(exc, NeverSent))
         except Exception as exc:
             return await self._failed(call, exc)
         finally:
@@ -261,14 +262,14 @@ class Proxy:
             self._log.error("an answer could not be read", request_id=str(call.request_id), **exception_facts(exc))
             return None
 
-    async def _stopped(self, call: Call) -> Reply:
+    async def _stopped(self, call: Call, *, unsent: bool) -> Reply:
         """The call's task was cancelled: by farebox (client gone, shutdown), or from outside."""
         if call.stopped is not None:
             call.task.uncancel()
         reply = call.reply or Reply(call.request)
         ending: Ending = "client" if call.stopped == "client" else "shutdown"
         try:
-            await self._settler.settle(call, self._reading(call), ending, quick=call.stopped is None)
+            await self._settler.settle(call, self._reading(call), ending, unsent=unsent, quick=call.stopped is None)
         finally:
             reply.cut()  # whatever else happens, it must not look whole
         if call.stopped is None:
