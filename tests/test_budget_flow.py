@@ -20,7 +20,7 @@ from farebox.journal import JournalFull
 from farebox.store.budgets import BudgetStore
 from support.app import Farebox, config_of, running
 from support.clock import stop_clock
-from support.http import RawClient
+from support.http import Answer, RawClient
 from support.money import (
     FREE_INPUT,
     Books,
@@ -75,6 +75,20 @@ class Scene:
     async def plain_key(self) -> Farebox:
         """A key without a budget."""
         return await self.farebox.with_key(f"plain-{uuid4().hex[:8]}")
+
+    async def under_way(self, key: Farebox) -> tuple[asyncio.Task[Answer], asyncio.Event]:
+        """A call that the provider has, and answers once the event is set."""
+        go = asyncio.Event()
+
+        async def slow(_: Received, wire: Wire) -> None:
+            await go.wait()
+            await plain(answered(10))(_, wire)
+
+        self.provider.then(slow)
+        call = asyncio.create_task(key.call(CHAT, chat(100)))
+        while not self.provider.requests:
+            await asyncio.sleep(0.005)
+        return call, go
 
 
 @asynccontextmanager
@@ -371,16 +385,8 @@ async def test_a_call_waits_for_open_holds_to_settle(home: Home) -> None:
     """What another call gives back in time lets the next one in."""
     async with scene(home, prices=FREE_INPUT) as at:
         key = await at.key("k", {"limit_usd": usd("0.0015"), "wait_s": 30})
-        go = asyncio.Event()
-
-        async def slow(_: Received, wire: Wire) -> None:
-            await go.wait()
-            await plain(answered(10))(_, wire)
-
-        at.provider.then(slow, plain(answered(10)))
-        first = asyncio.create_task(key.call(CHAT, chat(100)))
-        while not at.provider.requests:
-            await asyncio.sleep(0.005)
+        first, go = await at.under_way(key)
+        at.provider.then(plain(answered(10)))
         second = asyncio.create_task(key.call(CHAT, chat(100)))
         while not at.farebox.app.budgets.lines.waiting:
             await asyncio.sleep(0.005)
@@ -392,16 +398,7 @@ async def test_a_client_that_leaves_while_it_waits_leaves_nothing(home: Home) ->
     """Its call ends at once, nothing is held, nothing goes up and there is no row."""
     async with scene(home, prices=FREE_INPUT) as at:
         key = await at.key("k", {"limit_usd": usd("0.0015"), "wait_s": 30})
-        go = asyncio.Event()
-
-        async def slow(_: Received, wire: Wire) -> None:
-            await go.wait()
-            await plain(answered(10))(_, wire)
-
-        at.provider.then(slow)
-        first = asyncio.create_task(key.call(CHAT, chat(100)))
-        while not at.provider.requests:
-            await asyncio.sleep(0.005)
+        first, go = await at.under_way(key)
         async with key.client() as client:
             body = json.dumps(chat(100)).encode()
             await client.send("POST", CHAT, {"Authorization": f"Bearer {key.key}"}, body)
@@ -802,16 +799,8 @@ async def test_a_parallel_slot_is_free_when_its_call_is_over(home: Home) -> None
     """With the only slot taken a second call gets 429; after it there is room."""
     async with scene(home) as at:
         key = await at.key("k", max_parallel=1)
-        go = asyncio.Event()
-
-        async def slow(_: Received, wire: Wire) -> None:
-            await go.wait()
-            await plain(answered(10))(_, wire)
-
-        at.provider.then(slow, plain(answered(10)))
-        first = asyncio.create_task(key.call(CHAT, chat(100)))
-        while not at.provider.requests:
-            await asyncio.sleep(0.005)
+        first, go = await at.under_way(key)
+        at.provider.then(plain(answered(10)))
         assert (await key.call(CHAT, chat())).status == 429
         go.set()
         assert (await first).status == 200

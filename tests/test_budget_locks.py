@@ -16,9 +16,9 @@ import asyncpg
 import pytest
 
 from farebox.payload import encode
-from farebox.records import Budget
+from farebox.records import Budget, Want
 from farebox.store import Store
-from farebox.store.budgets import Ask, Want
+from farebox.store.budgets import Ask
 from farebox.store.corrections import Corrections, Cost
 from support.events import event
 from support.reserves import LEASE_S, Teller, ask

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from farebox.payload import encode
-from farebox.records import Budget
+from farebox.records import Budget, Want
 from farebox.store import Store
-from farebox.store.budgets import Ask, Want
+from farebox.store.budgets import Ask
 from farebox.store.corrections import Corrections, Cost
 from support.events import event
 from support.postgres import PostgresServer

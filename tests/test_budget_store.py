@@ -14,8 +14,9 @@ import pytest
 
 from farebox.errors import BadRequest, Conflict, NotFound
 from farebox.payload import encode
+from farebox.records import Want
 from farebox.store import Store
-from farebox.store.budgets import Ask, BudgetStore, Fenced, Total, Want
+from farebox.store.budgets import Ask, BudgetStore, Fenced, Total
 from farebox.store.corrections import Corrections, Cost
 from farebox.store.integrity import evaluate
 from farebox.store.keys import Keys

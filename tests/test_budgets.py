@@ -14,7 +14,8 @@ import pytest_asyncio
 
 from farebox.budgets import Settings
 from farebox.budgets.waiting import Case, Lines
-from farebox.store.budgets import Ask, Grant, Want
+from farebox.records import Want
+from farebox.store.budgets import Ask, Grant
 from support.budgets import PROMPT, WAIT_S, Home, Replica, put, replica, until
 from support.postgres import PostgresServer
 

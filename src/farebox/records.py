@@ -192,6 +192,16 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     deleted: bool = False
 
 
+class Want(msgspec.Struct, frozen=True):
+    """What one budget is asked to hold for a call, in the counter of `subject`."""
+
+    budget: UUID
+    subject: str
+    usd: Decimal
+    tokens: int
+    requests: int = 1
+
+
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A virtual key as it is stored. The secret itself is nowhere, only its hash."""
 

@@ -15,9 +15,9 @@ from farebox.budgets.lives import Lives
 from farebox.journal import Journal
 from farebox.ledger import Delivery, Ledger
 from farebox.payload import encode
-from farebox.records import Budget, Caller
+from farebox.records import Budget, Caller, Want
 from farebox.store import Store, is_refusal
-from farebox.store.budgets import Ask, BudgetStore, Grant, Want, WindowState
+from farebox.store.budgets import Ask, BudgetStore, Grant, WindowState
 from farebox.store.owners import Owners
 from support.events import event
 

@@ -11,9 +11,9 @@ from uuid import UUID
 import asyncpg
 
 from farebox.payload import encode
-from farebox.records import Budget
+from farebox.records import Budget, Want
 from farebox.store import Store
-from farebox.store.budgets import Ask, BudgetStore, Grant, Total, Want, WindowState
+from farebox.store.budgets import Ask, BudgetStore, Grant, Total, WindowState
 from support.events import event
 
 LEASE_S = 30.0

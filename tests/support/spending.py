@@ -7,8 +7,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from farebox.payload import encode
+from farebox.records import Want
 from farebox.store import BudgetStore, Store
-from farebox.store.budgets import Ask, Want
+from farebox.store.budgets import Ask
 from support.events import event
 
 

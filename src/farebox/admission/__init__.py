@@ -35,7 +35,6 @@ charges for that, which is recorded.
 """
 
 from farebox.admission.amounts import (
-    Amount,
     Applies,
     Held,
     Priced,
@@ -48,7 +47,6 @@ from farebox.admission.amounts import (
 from farebox.admission.learned import Learned
 
 __all__ = [
-    "Amount",
     "Applies",
     "Held",
     "Learned",

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol
-from uuid import UUID
 
 import msgspec
 
 from farebox.admission.learned import STARTING_TOKENS
 from farebox.bounds import TOKENS_MAX, Bound
-from farebox.records import Budget
+from farebox.records import Budget, Want
 
 _ZERO = Decimal(0)
 
@@ -33,16 +32,6 @@ class Priced(Protocol):
     def __call__(self, input_tokens: int, output_tokens: int, dearest: bool, /) -> Decimal | None: ...
 
 
-class Amount(msgspec.Struct, frozen=True):
-    """What one budget is asked to hold for a call, in the counter of `subject`."""
-
-    budget: UUID
-    subject: str
-    usd: Decimal
-    tokens: int
-    requests: int = 1
-
-
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """The call can be held.
 
@@ -53,7 +42,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     extendable     a budget among them holds less than the bound and may be asked for more
     """
 
-    wants: tuple[Amount, ...]
+    wants: tuple[Want, ...]
     input_tokens: int
     output_tokens: int
     strict: bool
@@ -88,14 +77,14 @@ def amounts(
     expected = _expected(bound, stream=stream, learned_output=learned_output, allowance=allowance)
     most = _Sum(bound.input_tokens, bound.output_tokens, dearest=True)
     requests = 1 if first else 0
-    wants: list[Amount] = []
+    wants: list[Want] = []
     held: list[_Sum] = []
     strict = extendable = False
     for one in applied:
         budget = one.budget
         if budget.purpose == "rate":
             tokens = bound.input_guess + _usual_output(bound, learned_output)
-            wants.append(Amount(budget.id, one.subject, _ZERO, min(TOKENS_MAX, tokens), requests))
+            wants.append(Want(budget.id, one.subject, _ZERO, min(TOKENS_MAX, tokens), requests))
             continue
         enforced = budget.on_exceed == "reject"
         demanding = budget.admission == "strict"
@@ -105,7 +94,7 @@ def amounts(
         usd = amount.usd(price)
         if usd is None and enforced and budget.limit_usd is not None and not pass_unpriced:
             return Refused(kind="unpriced", budget=budget)
-        wants.append(Amount(budget.id, one.subject, usd or _ZERO, amount.tokens, requests))
+        wants.append(Want(budget.id, one.subject, usd or _ZERO, amount.tokens, requests))
         held.append(amount)
         strict |= demanding and enforced
         extendable |= amount.output_tokens < bound.output_tokens and bound.reason is None

@@ -45,24 +45,24 @@ class Reserving:
         # Nobody gives back a part of a hold: a stream whose extension was lost settles with what it has.
         self._extends: Flights[Total, Grant] = Flights(self._extend_all, together=_concerns_all)
 
-    async def reserve(self, ask: Ask, timeout_s: float | None = None) -> Grant:
-        """Hold what `ask` wants, or learn why not. `timeout_s`: if less than usual is left."""
-        return await self._ask(self._reserves, ask, timeout_s)
+    async def reserve(self, ask: Ask) -> Grant:
+        """Hold what `ask` wants, or learn why not."""
+        return await self._ask(self._reserves, ask)
 
-    async def extend(self, total: Total, timeout_s: float | None = None) -> Grant:
+    async def extend(self, total: Total) -> Grant:
         """Hold more for a call that runs."""
-        return await self._ask(self._extends, total, timeout_s)
+        return await self._ask(self._extends, total)
 
     async def close(self) -> None:
         """Wait for the statements under way."""
         await self._reserves.close()
         await self._extends.close()
 
-    async def _ask(self, flights: Flights[Item, Grant], item: Item, timeout_s: float | None) -> Grant:
+    async def _ask(self, flights: Flights[Item, Grant], item: Item) -> Grant:
         if self._link.away:
             raise away()
         try:
-            return await flights(item, self.timeout_s if timeout_s is None else timeout_s)
+            return await flights(item, self.timeout_s)
         except TimeoutError:
             self._link.lost()
         except (StoreUnavailable, Crowded):

@@ -20,7 +20,8 @@ from uuid import UUID
 import msgspec
 
 from farebox.budgets.applying import Applied
-from farebox.store.budgets import Ask, Grant, Want, WindowState
+from farebox.records import Want
+from farebox.store.budgets import Ask, Grant, WindowState
 
 POLL_S = 0.1
 """How often the head of a line asks without being woken: holds of other processes end unseen."""

@@ -132,7 +132,7 @@ class Guard:
         if grant.state == "denied":
             attempt.hold = None
             status: Literal[402, 429] = 429 if metering.refusal_status == 429 else 402
-            wants = {want.budget: want for want in plan.wants}
+            wants = {want.budget: want for want in plan.held.wants}
             raise refusal(grant.windows, wants, budgets, now=self._clock.now(), status=status)
         try:
             for window in grant.windows:
@@ -173,7 +173,7 @@ class Guard:
     async def _ask(self, call: Call, attempt: Attempt, plan: Plan, *, wait_s: float = 0.0) -> Grant:
         attempt.hold = plan.hold
         plan.facts = payload.encode(accounting.provisional(attempt))
-        ask = Ask(attempt.id, plan.wants, plan.facts)
+        ask = Ask(attempt.id, plan.held.wants, plan.facts)
         call.reserving = True
         try:
             grant = await self._budgets.reserve(ask, wait_s=wait_s, applied=call.applied)

@@ -28,7 +28,7 @@ from farebox.proxy.call import Call
 from farebox.proxy.refusing import lacking, refusing
 from farebox.records import Budget, Operation
 from farebox.request import RequestFacts, read_facts
-from farebox.store.budgets import Grant, Want
+from farebox.store.budgets import Grant
 
 Count = Callable[[Operation, bytes, Bound, str | None], Awaitable[Bound | None]]
 """(operation, decoded body, bound, model) -> the bound with its tokens counted; None where too many wait for that."""
@@ -44,7 +44,6 @@ class Plan:
     bound: Bound
     held: Held
     price: Priced
-    wants: tuple[Want, ...]
     hold: Hold
     facts: bytes = b""
     """What would be known of the attempt after a crash; put in by who asks."""
@@ -108,7 +107,7 @@ class Planner:
         """`plan` with its input counted; None where that makes it no smaller, or can't help."""
         size = plan.bound.input_tokens // _COUNTED_LEAST
         least = msgspec.structs.replace(plan.bound, input_tokens=size, input_expected=size)
-        wants = {want.budget: want for want in self._made(call, attempt, plan.provider, least).wants}
+        wants = {want.budget: want for want in self._made(call, attempt, plan.provider, least).held.wants}
         short = refusing(grant.windows, budgets)
         if plan.bound.reason is not None or any(lacking(window, wants[window.budget]) for window in short):
             return None
@@ -166,16 +165,15 @@ class Planner:
             if held.kind == "unpriced":
                 raise Unpriced(model or "", provider.name)
             raise NoBound(held.reason, held.budget.name)
-        wants = tuple(Want(one.budget, one.subject, one.usd, one.tokens, one.requests) for one in held.wants)
         hold = Hold(
-            budget_ids=tuple(str(one.budget) for one in wants),
-            usd=max((one.usd for one in wants), default=Decimal(0)),
+            budget_ids=tuple(str(one.budget) for one in held.wants),
+            usd=max((one.usd for one in held.wants), default=Decimal(0)),
             input_tokens=held.input_tokens,
             output_tokens=held.output_tokens,
             strict=held.strict,
             binding=call.budgeted,
         )
-        return Plan(provider, bound, held, price, wants, hold)
+        return Plan(provider, bound, held, price, hold)
 
 
 def _price(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
 from farebox.errors import BudgetExceeded, RateLimit, RateLimited, Refusal, Shortfall
-from farebox.records import Budget
+from farebox.records import Budget, Want
 
 if TYPE_CHECKING:
-    from farebox.store.budgets import Want, WindowState
+    from farebox.store.budgets import WindowState
 
 Limit = Literal["USD", "tokens", "requests", "parallel"]
 

@@ -13,7 +13,7 @@ import asyncpg
 import msgspec
 
 from farebox.errors import BadRequest, Conflict, FareboxError
-from farebox.records import Budget
+from farebox.records import Budget, Want
 
 TOKENS_MAX = 10**15
 """Tokens in one hold: no sum of holds comes near the end of the column."""
@@ -25,16 +25,6 @@ ROWS_MAX = 1_000
 
 class Fenced(FareboxError):
     """This owner was silent for a lease: it was taken for dead, and its holds are charged. Register anew."""
-
-
-class Want(msgspec.Struct, frozen=True):
-    """What one budget is asked to hold for a call, in the counter of `subject`."""
-
-    budget: UUID
-    subject: str
-    usd: Decimal
-    tokens: int
-    requests: int = 1
 
 
 class Ask(msgspec.Struct, frozen=True):

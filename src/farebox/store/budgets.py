@@ -23,7 +23,6 @@ from farebox.store.budget_rows import (
     Standing,
     Standings,
     Total,
-    Want,
     WindowState,
     check_amounts,
     check_asks,
@@ -47,7 +46,6 @@ __all__ = [
     "Standings",
     "Total",
     "Violation",
-    "Want",
     "WindowState",
 ]
 
