@@ -18,7 +18,7 @@ import pytest
 from grafana import dashboard
 from support import mixture, promql
 from support.dashboard import concrete
-from support.http import call
+from support.http import Answer, call
 from support.postgres import PostgresServer
 from support.process import Installation, installed, until
 from support.prometheus import Prometheus, free_port, prometheus
@@ -85,10 +85,11 @@ async def table(asked: Prometheus, label: str) -> Sums:
 async def test_every_panel_has_data(postgres: PostgresServer, database: str, tmp_path: Path, workers: int) -> None:
     """Under traffic of every kind each query of the dashboard gives data other than zero, its sums agree with Postgres
     to the last digit, the variables offer what was used, every alert rule can be evaluated, and what is lost alarms."""
-    looked = asyncio.Event()
+    arrived, looked = asyncio.Event(), asyncio.Event()
 
     async def answers(received: Received, wire: Wire) -> None:
         if b"gpt-held" in received.body:
+            arrived.set()
             await looked.wait()
         await mixture.answers(received, wire)
 
@@ -122,10 +123,8 @@ async def test_every_panel_has_data(postgres: PostgresServer, database: str, tmp
                     await mixture.wave(again.port, keys)
                     await asked.scraped(2)
                 await lose_events(asked, postgres, again.port, farebox.key)
-                await recovered(again.port, farebox.key)
                 # A call that is open, and held for, as long as it takes to be seen.
-                held = mixture.request("gpt-held", streamed=False)
-                waiting = asyncio.create_task(call(again.port, mixture.CHAT, held, key=farebox.key))
+                waiting = await opened(again.port, farebox.key, arrived)
                 await asked.scraped(4)
                 empty, zero = await transcript(asked)
                 looked.set()
@@ -181,10 +180,18 @@ async def lose_events(asked: Prometheus, postgres: PostgresServer, port: int, ke
         await asyncio.to_thread(postgres.start)
 
 
-async def recovered(port: int, key: str) -> None:
-    """Until the database and the journal's room are back, and calls with a budget are taken again."""
+async def opened(port: int, key: str, arrived: asyncio.Event) -> asyncio.Task[Answer]:
+    """A call with a budget that has reached the provider. Until the database and the journal's room are back where the
+    call comes in, it is refused; each worker recovers for itself, so another call's success says nothing of it."""
     async with asyncio.timeout(FLOOD_S):
-        while (await call(port, mixture.CHAT, mixture.request("gpt-roomy", streamed=False), key=key)).status != 200:
+        while True:
+            held = asyncio.create_task(call(port, mixture.CHAT, mixture.request("gpt-held", streamed=False), key=key))
+            reached = asyncio.create_task(arrived.wait())
+            await asyncio.wait((held, reached), return_when=asyncio.FIRST_COMPLETED)
+            if arrived.is_set():
+                return held
+            reached.cancel()
+            assert (await held).status == 503
             await asyncio.sleep(0.2)
 
 
