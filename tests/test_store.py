@@ -643,6 +643,17 @@ async def test_a_closed_store_says_so() -> None:
         await Store("postgresql://localhost/x").ping(1.0)
 
 
+async def test_closing_waits_no_longer_than_it_is_told_to(database: str) -> None:
+    """A connection that is not given back does not keep who was interrupted: it is ended."""
+    store = Store(database)
+    await store.open()
+    async with store.connection() as kept:
+        async with asyncio.timeout(10):
+            await store.close(within_s=0.1)
+        with pytest.raises(asyncpg.InterfaceError):
+            await kept.fetchval("SELECT 1")
+
+
 async def test_pgbouncer_in_transaction_mode(postgres: PostgresServer) -> None:
     """Migrations, events and keys work for many clients that share two server connections."""
     async with postgres.database(migrated=False) as dsn, pgbouncer(dsn, server_connections=2) as through:

@@ -302,11 +302,28 @@ class Screen:
         async with asyncio.timeout(30):
             while text not in self.shown:
                 await asyncio.sleep(0.02)
-                try:
-                    self.shown += os.read(self.terminal, 65536).decode()
-                except BlockingIOError:
+                if not self.look():
                     assert self.process.returncode is None, self.shown
         self.shown = self.shown.partition(text)[2]
+
+    def look(self) -> bool:
+        """Take in what is on the terminal; whether there was anything new."""
+        try:
+            self.shown += os.read(self.terminal, 65536).decode()
+        except BlockingIOError:
+            return False
+        return True
+
+    async def ended(self) -> int:
+        """Its exit code. The terminal is read meanwhile, as a person does: what nobody reads blocks who writes."""
+        deadline = asyncio.get_running_loop().time() + 30
+        while self.process.returncode is None:
+            assert asyncio.get_running_loop().time() < deadline, f"it goes on, and shows: {self.shown[-4000:]!r}"
+            self.look()
+            await asyncio.sleep(0.02)
+        while self.look():
+            pass
+        return self.process.returncode
 
 
 @asynccontextmanager
@@ -322,13 +339,12 @@ async def screen(config: Path) -> AsyncIterator[Screen]:
         *argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environ, start_new_session=True
     )
     try:
-        yield Screen(process, ours)
-        async with asyncio.timeout(30):
-            assert await process.wait() == 0
+        top = Screen(process, ours)
+        yield top
+        assert await top.ended() == 0, top.shown
         assert termios.tcgetattr(theirs) == before
-        left = os.read(ours, 65536).decode()
-        assert "Traceback" not in left
-        assert "\x1b[?1049l" in left, "the screen that was there before is shown again"
+        assert "Traceback" not in top.shown
+        assert "\x1b[?1049l" in top.shown, "the screen that was there before is shown again"
     finally:
         if process.returncode is None:
             process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from farebox.store import Store
 
 COMMAND_CONNECTIONS = 20
 """Connections the embedded database takes beyond those of all workers' pools: for commands beside a server."""
+
+_INTERRUPTED_S = 2.0
+"""How long connections of an interrupted command may take to be closed in good order."""
 
 
 @asynccontextmanager
@@ -55,5 +59,8 @@ async def open_store(config: Config, *, join: bool = True, dsn: str | None = Non
     await store.open()
     try:
         yield store
+    except asyncio.CancelledError:
+        await store.close(within_s=_INTERRUPTED_S)  # who pressed Ctrl-C does not wait for an answer
+        raise
     finally:
         await store.close()

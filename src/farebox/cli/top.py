@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         config = read_config(args)
         once = args.once or args.format == "json" or not sys.stdout.isatty()
         # Ctrl-C is a way to leave, not a failure.
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
             asyncio.run(_once(args, config) if once else _live(args, config))
     return 0
 
@@ -135,16 +135,26 @@ def _metrics_url(config: Config) -> str:
 
 @contextlib.contextmanager
 def _keyboard() -> Iterator[asyncio.Queue[str]]:
-    """Keys as they are pressed, without Enter; `q` also when the process is told to end. The terminal is given back."""
+    """Keys as they are pressed, without Enter. The terminal is given back.
+
+    A process that is told to end does so at once, whatever it waits for; should something it waits for keep
+    the cancellation to itself, a `q` has been pressed as well.
+    """
     keys: asyncio.Queue[str] = asyncio.Queue(_TYPED_MAX)
 
     def press(key: str) -> None:
         if not keys.full():
             keys.put_nowait(key)
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, press, "q")
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def leave() -> None:
+        press("q")
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, leave)
     if not sys.stdin.isatty():
         yield keys
         return

@@ -107,13 +107,13 @@ class Store:
         )
         return pool
 
-    async def close(self) -> None:
-        """Let go of the connections; calls under way get `statement_timeout_s` at most."""
+    async def close(self, *, within_s: float | None = None) -> None:
+        """Let go of the connections; calls under way get `within_s` at most, or `statement_timeout_s`."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
         try:
-            async with asyncio.timeout(self._statement_timeout_s):
+            async with asyncio.timeout(self._statement_timeout_s if within_s is None else within_s):
                 await pool.close()
         except TimeoutError:
             pool.terminate()
