@@ -309,7 +309,7 @@ class Screen:
     def look(self) -> bool:
         """Take in what is on the terminal; whether there was anything new."""
         try:
-            self.shown += os.read(self.terminal, 65536).decode()
+            self.shown += os.read(self.terminal, 65536).decode(errors="replace")  # it may end within a character
         except BlockingIOError:
             return False
         return True
