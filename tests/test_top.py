@@ -367,3 +367,23 @@ async def test_a_live_view_gives_the_terminal_back(cli: Cli, store: Store, end: 
             os.write(top.terminal, b"q")
         else:
             top.process.send_signal(signal.Signals[end])
+
+
+@pytest.mark.parametrize("end", ["SIGINT", "SIGTERM"])
+async def test_a_live_view_that_waits_for_the_database_can_be_left(
+    cli: Cli, store: Store, database: str, tmp_path: Path, end: str
+) -> None:
+    """Who tells it to end while a question is not answered need not wait for the answer."""
+    patient = {"url": database, "statement_timeout_s": 600}
+    cli.configured(tmp_path / "patient.yaml", {"server": {"admin_token": ADMIN_TOKEN, "port": 9}, "database": patient})
+    assert cli.config is not None
+    now = datetime.now(UTC)
+    await store.insert_events([encode(event(started_at=now, finished_at=now, model="a-model"))])
+    async with screen(cli.config) as top:
+        await top.shows("a-model")
+        async with store.connection() as holder, holder.transaction():
+            await holder.execute("LOCK TABLE farebox.usage_entries IN ACCESS EXCLUSIVE MODE")
+            while not await holder.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.02)
+            top.process.send_signal(signal.Signals[end])
+            assert await top.ended() == 0, top.shown

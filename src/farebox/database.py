@@ -57,10 +57,11 @@ async def open_store(config: Config, *, join: bool = True, dsn: str | None = Non
         statement_timeout_s=config.database.statement_timeout_s,
     )
     await store.open()
+    within_s = None
     try:
         yield store
     except asyncio.CancelledError:
-        await store.close(within_s=_INTERRUPTED_S)  # who pressed Ctrl-C does not wait for an answer
+        within_s = _INTERRUPTED_S  # who pressed Ctrl-C does not wait for an answer
         raise
     finally:
-        await store.close()
+        await store.close(within_s=within_s)
