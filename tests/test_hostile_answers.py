@@ -159,8 +159,8 @@ PASSED: dict[str, tuple[bytes, int, str, dict[str, str]]] = {
     "a chunk extension": (head(TE, CHUNKED.replace(b"\r\n", b";a=b\r\n", 1), framing=b""), 200, "OK", {}),
     "trailers": (head(TE, CHUNKED[:-2] + b"X-Trail: 1\r\n\r\n", framing=b""), 200, "OK", {}),
     "an upgrade offer": (head(b"Upgrade: h2c\r\nConnection: upgrade\r\n"), 200, "OK", {}),
-    "large fields": (head(b"".join(b"h%d: %b\r\n" % (n, b"a" * 50_000) for n in range(40))), 200, "OK",
-                     {f"h{n}": "a" * 50_000 for n in range(40)}),
+    "large fields": (head(b"".join(b"h%d: %b\r\n" % (n, b"a" * 50_000) for n in range(4))), 200, "OK",
+                     {f"h{n}": "a" * 50_000 for n in range(4)}),
 }  # fmt: skip
 
 

@@ -375,10 +375,10 @@ async def test_a_stream_goes_on_although_its_provider_was_removed(database: str,
         await farebox.app.reload(config("b"))
         held.of("short").set()
         assert is_whole(await ask(farebox.port, farebox.key, "short", stream=True), stream=True)
-        assert len(b.requests) == 1 and not old._session.closed
+        assert len(b.requests) == 1 and not old.closed
         held.of("long").set()
         assert is_whole(await under_way, stream=True)
-        await until(lambda: old._session.closed, "the old client is closed")
+        await until(lambda: old.closed, "the old client is closed")
         rows = {row.requested_model: (row.provider, row.outcome) for row in await farebox.rows(2)}
         assert rows == {"long": ("a", "complete"), "short": ("b", "complete")}
 

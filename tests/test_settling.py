@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -283,7 +283,7 @@ async def test_a_full_journal_refuses_before_anything_goes_up(tmp_path: Path) ->
 class Faulty(Upstream):
     """An HTTP client that fails in a way nobody thought of, before it sent anything."""
 
-    async def send(self, *_: Any) -> Answer:
+    async def send(self, *_: Any, **__: Any) -> Answer:
         raise RuntimeError("sk-secret-0123456789")
 
 
@@ -302,22 +302,29 @@ async def test_a_fault_between_begin_and_answer_ends_in_one_event(
         await client.__aexit__()
 
 
+class TornAnswer:
+    """An answer whose first piece is passed on, and then there is a fault."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._answer, name)
+
+    async def pipe(self, sink: Callable[[bytes], bool]) -> bool:
+        def fail(piece: bytes) -> bool:
+            sink(piece)
+            raise RuntimeError("torn")
+
+        return await self._answer.pipe(fail)
+
+
 class Torn(Upstream):
     """An HTTP client that fails in a way nobody thought of, in the middle of an answer."""
 
-    async def send(self, *arguments: Any) -> Answer:
-        answer = await super().send(*arguments)
-        read, pieces = answer.read, 0
-
-        async def fail() -> bytes:
-            nonlocal pieces
-            pieces += 1
-            if pieces == 2:
-                raise RuntimeError("torn")
-            return await read()
-
-        answer.read = fail  # type: ignore[method-assign]
-        return answer
+    async def send(self, *arguments: Any, **named: Any) -> Answer:
+        answer = await super().send(*arguments, **named)
+        return cast(Answer, TornAnswer(answer))
 
 
 async def test_a_fault_within_an_answer_cuts_it_and_ends_in_one_event(tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ import asyncio
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any, cast
 
 import structlog
 from aiohttp import web
 from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import ERROR, RequestHandler
 from aiohttp.web_request import BaseRequest
 
 from farebox import paths
@@ -30,6 +32,7 @@ Handler = Callable[[BaseRequest], Awaitable["Reply"]]
 HIGH_WATER_BYTES = 64 * 1024
 """Unsent bytes of one answer above which its provider is paused until the client has read some."""
 
+_OVER = web.PayloadAccessError()
 _JSON = (b"Content-Type", b"application/json")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -45,13 +48,14 @@ class Reply:
     `prepare`, `write_eof` and `keep_alive`.
     """
 
-    __slots__ = ("_chunked", "_delimited", "_left", "_request", "_transport", "ended", "keep_alive", "started")
+    __slots__ = ("_chunked", "_delimited", "_head", "_left", "_request", "_transport", "ended", "keep_alive", "started")
 
     def __init__(self, request: BaseRequest) -> None:
         self._request = request
         self._transport = request.transport
         self._chunked = False
         self._delimited = True
+        self._head = b""
         self._left: int | None = None
         # After a chunked body the parser would take its trailer fields for headers of the next request.
         self.keep_alive = request.keep_alive and "Transfer-Encoding" not in request.headers
@@ -59,7 +63,8 @@ class Reply:
         self.ended = False
 
     def start(self, status: int, reason: bytes, headers: Headers, *, length: int | None) -> None:
-        """Write the head. `headers` are end-to-end fields, in order; framing fields are added here.
+        """Set the head. `headers` are end-to-end fields, in order; framing fields are added here. It goes out
+        with the first bytes of the body, or by `flush`.
 
         `length` is the body's size in bytes where it is known; without it the body is chunked, or,
         for an HTTP/1.0 client, ends with the connection.
@@ -91,7 +96,12 @@ class Reply:
         head.append(b"\r\n")
         self.started = True
         cast(Connection, request.protocol).answering = request
-        self._send(b"".join(head))
+        self._head = b"".join(head)
+
+    def flush(self) -> None:
+        """Send the head now, if it has not gone out. Raises `ClientGone`."""
+        if self._head:
+            self._send(b"")
 
     def write(self, data: bytes) -> None:
         """Hand `data` to the kernel, or queue it; `congested` says when to `drain`. Raises `ClientGone`."""
@@ -115,7 +125,7 @@ class Reply:
         """Wait until the client has read. Raises `ClientGone` when it left, or read nothing for the whole time."""
         try:
             async with asyncio.timeout(stall_timeout_s):
-                await self._request.writer.drain()
+                await self._request.protocol._drain_helper()
         except TimeoutError:
             if self._transport is not None:
                 self._transport.abort()
@@ -133,9 +143,14 @@ class Reply:
         elif self._left:
             self.ended = False
             self.cut()
+        else:
+            self.flush()
 
     def cut(self) -> None:
         """Break the connection, so that what was sent can't be taken for a whole answer."""
+        if self._head:
+            with suppress(ClientGone):
+                self.flush()
         self.ended = True
         self.keep_alive = False
         transport = self._transport
@@ -157,6 +172,8 @@ class Reply:
         transport = self._transport
         if transport is None or transport.is_closing():
             raise ClientGone
+        if self._head:
+            data, self._head = self._head + data, b""
         transport.write(data)
 
     async def prepare(self, request: BaseRequest) -> None:
@@ -185,6 +202,7 @@ def respond(
         reply.start(status, reason, [(b"Content-Type", content_type), *headers], length=len(body))
         if request.method != "HEAD":
             reply.write(body)
+        reply.flush()
     except ClientGone:
         reply.keep_alive = False
     reply.ended = True
@@ -303,6 +321,70 @@ class Connection(RequestHandler):
         self.answering: BaseRequest | None = None
         """The request whose answer has begun and is not over."""
         self.refused = manager.refused
+
+    async def start(self) -> None:
+        """Serve this connection's requests, one after the other: aiohttp's loop without a task for each of them."""
+        try:
+            while not self._force_close:
+                if not self._messages:
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                if not await self._serve(*self._messages.popleft()):
+                    break
+        except asyncio.CancelledError:
+            self.force_close()
+            raise
+        except Exception as exc:
+            self.log_exception(exc_info=exc)
+            self.force_close()
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _serve(self, message: Any, payload: StreamReader) -> bool:
+        """Answer one request; whether another may follow on this connection."""
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        assert self._request_factory is not None and self._request_handler is not None
+        handler: Any = self._request_handler
+        if not isinstance(message, RawRequestMessage):
+            handler, message = self._make_error_handler(message), ERROR
+        request = self._request_factory(message, payload, self, cast(Any, None), cast(Any, self._task_handler))
+        try:
+            answer, reset = await self._handle_request(request, None, handler)
+        except ConnectionError:
+            return False
+        finally:
+            request._task = cast(Any, None)  # a cycle
+        if reset:
+            return False
+        self._keepalive = bool(answer.keep_alive)
+        if not payload.is_eof():
+            await self._linger(payload)
+        payload.set_exception(_OVER)
+        if not self._keepalive or self._close or self._force_close:
+            return False
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        return True
+
+    async def _linger(self, payload: StreamReader) -> None:
+        """Read on for a while what nobody wants: closing on a client that still sends could lose it its answer."""
+        await asyncio.sleep(0)  # who sent it on to a provider was told to stop, and lets go of it now
+        if not self._force_close and self._lingering_time:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._lingering_time):
+                    while not payload.is_eof():
+                        await payload.readany()
+        if not payload.is_eof() and not self._force_close:
+            self.close()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

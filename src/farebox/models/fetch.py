@@ -67,10 +67,11 @@ async def _pages(upstream: Upstream, settings: Models) -> list[Model]:
 async def _page(upstream: Upstream, after: str | None, bytes_max: int) -> bytes:
     """One answer's body, decoded."""
     wanted = ask(upstream.provider, after)
-    headers = upstream.headers((), credentials=False, identity=True, length=None)
-    for name, value in wanted.headers.items():
-        headers.setdefault(name, value)  # the config may ask for another version
-    answer = await upstream.send("GET", upstream.url(wanted.suffix, versioned=wanted.versioned), headers, None)
+    fields = upstream.fields((), credentials=False, identity=True)
+    given = {name.lower() for name, _ in fields}  # the config may ask for another version
+    asked = [(name.encode(), value.encode()) for name, value in wanted.headers.items()]
+    fields += [field for field in asked if field[0].lower() not in given]
+    answer = await upstream.send("GET", upstream.url(wanted.suffix, versioned=wanted.versioned), fields, None)
     try:
         if answer.head.status != 200:
             raise FetchError(f"status {answer.head.status}")

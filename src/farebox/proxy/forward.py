@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
-from multidict import CIMultiDict
 
 from farebox import accounting, payload, routing, splice
 from farebox.accounting import Attempt
@@ -27,7 +26,7 @@ from farebox.proxy.call import Call, Clock
 from farebox.proxy.relay import Relay, make_meter
 from farebox.proxy.settle import Settler
 from farebox.server import BROKEN_OFF, ClientGone, Reply, Upload
-from farebox.upstream import Answer, Upstream, UpstreamError
+from farebox.upstream import Answer, Fields, Upstream, UpstreamError
 
 if TYPE_CHECKING:
     from farebox.proxy.guard import Guard
@@ -122,7 +121,7 @@ class Forwarder:
                 raise ClientGone  # it left while its budgets were asked
             upstream = call.snapshot.upstreams[provider.name]
             body, injected = self._outgoing(call, provider, ticket.body if ticket is not None else None, plain=plain)
-            headers = self._headers(call, upstream, body, injected=injected)
+            fields = self._fields(call, upstream, body, injected=injected)
             url = upstream.url(call.target.suffix, versioned=call.target.versioned)
             self._journal(call, attempt)
         except BaseException:
@@ -132,7 +131,8 @@ class Forwarder:
         call.attempt = attempt
         attempt.sent = self._clock.monotonic()
         try:
-            answer = await upstream.send(call.request.method, url, headers, body)
+            length = call.request.content_length if isinstance(body, Upload) else None
+            answer = await upstream.send(call.request.method, url, fields, body, length=length)
         except UpstreamError as failure:
             if isinstance(body, Upload) and body.broken:
                 await self._settler.settle(call, None, "client", error="broken_request")
@@ -160,18 +160,15 @@ class Forwarder:
         spliced = splice.include_usage(call.decoded if clamped is None else clamped, facts)
         return (as_it_is, False) if spliced is None else (spliced, True)
 
-    def _headers(self, call: Call, upstream: Upstream, body: Body, *, injected: bool) -> CIMultiDict[str]:
-        streamed = body is not None and not isinstance(body, bytes)
-        headers = upstream.headers(
+    def _fields(self, call: Call, upstream: Upstream, body: Body, *, injected: bool) -> Fields:
+        return upstream.fields(
             call.request.raw_headers,
             credentials=call.snapshot.config.auth.mode == "passthrough",
             # What may have to be cut has to be readable: a terminal can't be put into a compressed stream.
             identity=injected or (call.ticket is not None and call.ticket.pace is not None),
-            length=call.request.content_length if streamed else None,
+            # What was spliced or clamped is a decoded body.
+            without=b"content-encoding" if body is not call.body else b"",
         )
-        if body is not call.body:
-            headers.popall("Content-Encoding", None)  # what was spliced or clamped is a decoded body
-        return headers
 
     def _attempt(self, call: Call, provider: Provider, number: int) -> Attempt:
         facts, identity = call.facts, call.identity

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from farebox.accounting import Attempt, Ending
 from farebox.config import Config
 from farebox.digits import digits
@@ -123,44 +125,47 @@ class Relay:
         peeked: bytes,
         length: int | None,
     ) -> tuple[Ending, str | None]:
-        monotonic = self._clock.monotonic
-        claim, pace = call.claim, call.ticket.pace if call.ticket is not None else None
-        cut_by = 0
+        passing = _Passing(call, attempt, meter, reply, self._clock.monotonic, length)
         stall_s = call.snapshot.config.limits.client_stall_timeout_s
-        while True:
-            try:
-                chunk = peeked or await answer.read()
-            except UpstreamError as exc:
-                self._write(call, reply, meter.eof())
-                return "broken", exc.kind
-            peeked = b""
-            now = attempt.last_byte = monotonic()
-            if not chunk:
-                self._write(call, reply, meter.eof())
-                return "whole", None
-            attempt.answer_bytes += len(chunk)
-            out = meter.feed_frame(chunk, now) if cut_by else meter.feed(chunk, now)
-            if claim is not None:
-                claim.feed(chunk, meter)
-            if call.attempt is not None and (meter.terminal or attempt.answer_bytes == length):
-                # These are the last bytes that matter: a client that has them may stop reading,
-                # and farebox may die, but the row is written.
-                if not meter.terminal:
-                    out += meter.eof()
-                await self._settler.settle(call, meter.finish(), "whole")
-                if claim is not None:
-                    await claim.kept(meter)  # the client's next request may name what this one made
-            self._write(call, reply, out)
-            if pace is not None and call.attempt is not None and pace.due(meter.output_bytes) and meter.generating:
-                if not cut_by and not await pace.keep_up(meter.output_bytes):
-                    cut_by = attempt.answer_bytes + _CUT_BYTES
-                if cut_by and _may_end(call, meter, attempt.answer_bytes >= cut_by):
+        if not peeked and not answer.ready:
+            passing.flush()
+        try:
+            waits = bool(peeked) and passing.take(peeked)
+            while waits or not await answer.pipe(passing.take):
+                waits = False
+                if passing.last:
+                    await self._settle_last(call, meter, passing)
+                if passing.pace_due and not await self._paced(call, meter, passing):
                     return "budget", None
-            if reply.congested and not call.gone:
-                try:
-                    await reply.drain(stall_s)
-                except ClientGone:
-                    call.client_left()
+                if reply.congested and not call.gone:
+                    try:
+                        await reply.drain(stall_s)
+                    except ClientGone:
+                        call.client_left()
+        except UpstreamError as exc:
+            passing.write(meter.eof())
+            return "broken", exc.kind
+        attempt.last_byte = self._clock.monotonic()
+        passing.write(meter.eof())
+        return "whole", None
+
+    async def _settle_last(self, call: Call, meter: Meter, passing: _Passing) -> None:
+        """These are the last bytes that matter: a client that has them may stop reading, and farebox may die, but the
+        row is written."""
+        if not meter.terminal:
+            passing.held += meter.eof()
+        await self._settler.settle(call, meter.finish(), "whole")
+        if call.claim is not None:
+            await call.claim.kept(meter)  # the client's next request may name what this one made
+        passing.release()
+
+    async def _paced(self, call: Call, meter: Meter, passing: _Passing) -> bool:
+        """Hold more for what is still to come; False where the stream is to end here, for nothing more can be held."""
+        pace = passing.pace
+        assert pace is not None
+        if not passing.cut_by and not await pace.keep_up(meter.output_bytes):
+            passing.cut_by = passing.attempt.answer_bytes + _CUT_BYTES
+        return not passing.cut_by or not _may_end(call, meter, passing.attempt.answer_bytes >= passing.cut_by)
 
     async def _end_cut(self, call: Call, meter: Meter, reply: Reply) -> bool:
         """Settle a stream whose budget is used up and end it as its dialect ends one at its limit; whether it could be.
@@ -172,15 +177,88 @@ class Relay:
         terminal = meter.cut(used if asked else None)
         if terminal is None:
             return False
-        self._write(call, reply, terminal)
-        return True
-
-    def _write(self, call: Call, reply: Reply, data: bytes) -> None:
-        if data and not call.gone:
+        if terminal and not call.gone:
             try:
-                reply.write(data)
+                reply.write(terminal)
             except ClientGone:
                 call.client_left()
+        return True
+
+
+class _Passing:
+    """What happens to each piece, the moment it arrives: it is read by the meter and written to the client.
+
+    `take` says True where more is to be done than can be done at once: the row is to be written before
+    the `last` bytes go out, the hold is to be extended (`pace_due`), or the client does not keep up.
+    """
+
+    __slots__ = (
+        "_call", "_claim", "_length", "_meter", "_monotonic", "_reply",
+        "attempt", "cut_by", "held", "last", "pace", "pace_due",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        call: Call,
+        attempt: Attempt,
+        meter: Meter,
+        reply: Reply,
+        monotonic: Callable[[], float],
+        length: int | None,
+    ) -> None:
+        self._call = call
+        self._meter = meter
+        self._reply = reply
+        self._monotonic = monotonic
+        self._length = length
+        self._claim = call.claim
+        self.attempt = attempt
+        self.pace = call.ticket.pace if call.ticket is not None else None
+        self.pace_due = self.last = False
+        self.held = b""
+        """The last bytes, until the row is written."""
+        self.cut_by = 0
+        """Bytes of the answer at which it is cut wherever it stands; 0 as long as nothing is to be cut."""
+
+    def take(self, chunk: bytes) -> bool:
+        """Pass a piece on; whether something is to be done before the next."""
+        meter, attempt, call = self._meter, self.attempt, self._call
+        now = attempt.last_byte = self._monotonic()
+        attempt.answer_bytes += len(chunk)
+        out = meter.feed_frame(chunk, now) if self.cut_by else meter.feed(chunk, now)
+        if self._claim is not None:
+            self._claim.feed(chunk, meter)
+        self.pace_due = False
+        unsettled = call.attempt is not None
+        if unsettled and (meter.terminal or attempt.answer_bytes == self._length):
+            self.last, self.held = True, out
+            return True
+        self.write(out)
+        if self.pace is not None and unsettled and self.pace.due(meter.output_bytes) and meter.generating:
+            self.pace_due = True
+            return True
+        return self._reply.congested and not call.gone
+
+    def release(self) -> None:
+        """The row is written: the last bytes go out."""
+        self.last, out, self.held = False, self.held, b""
+        self.write(out)
+
+    def write(self, data: bytes) -> None:
+        """Write to the client, if it is still there."""
+        if data and not self._call.gone:
+            try:
+                self._reply.write(data)
+            except ClientGone:
+                self._call.client_left()
+
+    def flush(self) -> None:
+        """Send the head although nothing of the body is there."""
+        if not self._call.gone:
+            try:
+                self._reply.flush()
+            except ClientGone:
+                self._call.client_left()
 
 
 def _may_end(call: Call, meter: Meter, late: bool) -> bool:

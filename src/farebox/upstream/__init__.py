@@ -1,0 +1,222 @@
+"""The provider's side: send one request, hand back the answer's head and raw body pieces as they arrive.
+
+It decides nothing: which provider, whether to fall back and what a failure means for the row are
+`proxy`'s. Bodies are never decoded, redirects never followed, cookies never kept, nothing sent twice.
+
+Read it in this order: `Upstream` here writes requests; `pool` keeps connections and `opening` makes
+them; a `link` is one of them; what comes back on it is an `answer` with a `head`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from urllib.parse import SplitResult, urlsplit
+
+from farebox.config import Provider
+from farebox.dialects import PROFILES
+from farebox.upstream.answer import READ_BUFFER_BYTES, Answer
+from farebox.upstream.errors import NeverSent, UpstreamError
+from farebox.upstream.head import CREDENTIALS, HOP_BY_HOP, Head, RawHeaders, connection_options
+from farebox.upstream.link import FIELD_BYTES_MAX, Link
+from farebox.upstream.opening import Opener, ProxyUnusable
+from farebox.upstream.pool import IDLE_CONNECTION_S, Pool
+
+__all__ = [
+    "FIELD_BYTES_MAX",
+    "IDLE_CONNECTION_S",
+    "READ_BUFFER_BYTES",
+    "Answer",
+    "Fields",
+    "Head",
+    "NeverSent",
+    "ProxyUnusable",
+    "RawHeaders",
+    "Upstream",
+    "UpstreamError",
+]
+
+Fields = list[tuple[bytes, bytes]]
+
+_SECRET_CHARS_MIN = 8
+"""A shorter credential is a stand-in like `none`, for a local server, which ordinary values contain."""
+_ONE_WRITE_BYTES = 256 * 1024
+"""Up to this size a body goes out with its head; a larger one in pieces, so that it is not copied whole."""
+_BODIES = frozenset(("POST", "PUT", "PATCH", "DELETE"))
+"""Methods whose requests say that they have no body."""
+_FAREBOX_REQUEST = frozenset(
+    b"host content-length expect authorization x-api-key api-key x-goog-api-key cookie2 http2-settings".split()
+)
+
+
+class Upstream:
+    """Connections to one provider. Raises OSError (an unreadable `tls_ca_file`) or ProxyUnusable when made."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
+        self._base = provider.base_url.rstrip("/")
+        if PROFILES[provider.dialect].family == "anthropic" and not self._base.endswith("/v1"):
+            # Anthropic's base URLs end before the version, OpenAI's after it.
+            self._versioned = self._base + "/v1"
+        else:
+            self._versioned = self._base
+        self._own = _own_headers(provider)
+        self._own_names = frozenset(name.lower() for name, _ in self._own)
+        self._secrets = [secret.encode() for secret in provider.credentials if len(secret) >= _SECRET_CHARS_MIN]
+        opener = Opener(provider)
+        self._pool = Pool(opener, limit=provider.connections_max)
+        origin = urlsplit(self._base)
+        self._origin = "" if opener.absolute else f"{origin.scheme}://{origin.netloc}"
+        self._first = [b"Host: %b" % _host(origin), *opener.fields]
+
+    def url(self, suffix: str, *, versioned: bool) -> str:
+        """Where a target's suffix lies at this provider: after its version if it followed farebox's `/v1`."""
+        return (self._versioned if versioned else self._base) + suffix
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        fields: Fields,
+        body: bytes | AsyncIterator[bytes] | None,
+        *,
+        length: int | None = None,
+    ) -> Answer:
+        """Send a request; return once the answer's head is there. Raises `UpstreamError`, `NeverSent`.
+
+        `length`: of a body that comes in pieces, where it is known; else it is sent chunked.
+        """
+        provider = self.provider
+        loop = asyncio.get_running_loop()
+        head_by = loop.time() + provider.response_timeout_s
+        head = self._head(method, url, fields, body, length)
+        link = self._pool.take() or await self._connect(head_by - loop.time())
+        answer = Answer(loop, link, secrets=self._secrets, idle_timeout_s=provider.idle_timeout_s, head_by=head_by)
+        upload: AsyncIterator[bytes] | None = None
+        if isinstance(body, bytes):
+            if len(body) <= _ONE_WRITE_BYTES:
+                head += body
+            else:
+                upload = _pieces(body)
+        else:
+            upload = body
+        link.begin(answer, head, bodiless=method == "HEAD", uploading=upload is not None)
+        if upload is not None:
+            chunked = length is None and upload is body
+            answer.uploading = loop.create_task(_upload(link, answer, upload, chunked=chunked))
+        try:
+            await answer.started()
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    async def _connect(self, timeout_s: float) -> Link:
+        """A connection that is not there yet."""
+        connect_s = self.provider.connect_timeout_s
+        try:
+            return await self._pool.get(min(timeout_s, connect_s))
+        except asyncio.CancelledError:
+            raise NeverSent from None
+        except UpstreamError as failure:
+            if failure.timeout and timeout_s < connect_s:
+                raise UpstreamError("response_timeout", sent=False, timeout=True) from None
+            raise
+
+    def _head(
+        self, method: str, url: str, fields: Fields, body: bytes | AsyncIterator[bytes] | None, length: int | None
+    ) -> bytes:
+        lines = [b"%b %b HTTP/1.1" % (method.encode(), _target(url.removeprefix(self._origin))), *self._first]
+        lines += [b"%b: %b" % field for field in fields]
+        if isinstance(body, bytes):
+            length = len(body)
+        elif body is None:
+            length = 0 if method in _BODIES else None
+        if length is not None:
+            lines.append(b"Content-Length: %d" % length)
+        elif body is not None:
+            lines.append(b"Transfer-Encoding: chunked")
+        lines.append(b"\r\n")
+        return b"\r\n".join(lines)
+
+    def fields(self, raw: RawHeaders, *, credentials: bool, identity: bool, without: bytes = b"") -> Fields:
+        """The client's header fields as they go up.
+
+        Dropped: hop-by-hop fields and those named in `Connection`, the client's credentials (kept
+        with `credentials`, for passthrough), `without`, and everything that is farebox's to say.
+        `identity` asks the provider not to compress.
+        """
+        named = connection_options(raw)
+        out: Fields = []
+        for field in raw:
+            low = field[0].lower()
+            if low in HOP_BY_HOP or low in named or low.startswith(b"x-farebox-"):
+                continue
+            if low in _FAREBOX_REQUEST or low in self._own_names:
+                # With passthrough the client's credential stands, even if the provider has one configured.
+                if not (credentials and low in CREDENTIALS):
+                    continue
+            elif low == without or (identity and low == b"accept-encoding"):
+                continue
+            out.append(field)
+        if identity:
+            out.append((b"Accept-Encoding", b"identity"))
+        out += [field for field in self._own if not credentials or field[0].lower() not in CREDENTIALS]
+        return out
+
+    def quotes_credential(self, body: bytes) -> bool:
+        """Whether `body` repeats what farebox authenticates with there."""
+        return any(secret in body for secret in self._secrets)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._pool.closed
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._pool.close()
+
+
+async def _upload(link: Link, answer: Answer, body: AsyncIterator[bytes], *, chunked: bool) -> None:
+    """Send a body after its head; a body that breaks off breaks the exchange."""
+    try:
+        async for piece in body:
+            if piece:
+                await link.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+            if not link.serves(answer):
+                return
+        if chunked:
+            await link.write(b"0\r\n\r\n")
+        link.sent(answer)
+    except Exception:
+        if link.serves(answer):
+            link.abandon()
+            answer.fail(UpstreamError("connection_lost", sent=True))
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    view = memoryview(body)
+    for at in range(0, len(body), _ONE_WRITE_BYTES):
+        yield view[at : at + _ONE_WRITE_BYTES]  # type: ignore[misc]
+
+
+def _host(origin: SplitResult) -> bytes:
+    """What the Host field says: without the port that the scheme implies."""
+    ordinary = ":443" if origin.scheme == "https" else ":80"
+    return origin.netloc.removesuffix(ordinary).encode()
+
+
+def _target(target: str) -> bytes:
+    return target.encode("utf-8", "surrogateescape")
+
+
+def _own_headers(provider: Provider) -> Fields:
+    fields = {name: value.encode() for name, value in provider.headers.items()}
+    if provider.api_key is not None and provider.auth_header != "none":
+        secret = provider.api_key.reveal().encode()
+        if provider.auth_header == "bearer":
+            fields["Authorization"] = b"Bearer " + secret
+        else:
+            fields[provider.auth_header] = secret
+    return [(name.encode(), value) for name, value in fields.items()]

@@ -1,0 +1,177 @@
+"""How a connection to a provider comes about: its name resolved, its address raced, its certificate checked.
+
+Addresses are asked for again after `ADDRESSES_S`, and at once when none of them could be reached.
+Of several, the next one is tried when the first has not answered for a quarter of a second (happy
+eyeballs, RFC 8305). A proxy that the environment names for the provider is used, or refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohappyeyeballs
+
+from farebox.config import Provider
+from farebox.errors import FareboxError
+from farebox.upstream.errors import UpstreamError
+
+ADDRESSES_S = 30.0
+"""Seconds a name's addresses are believed."""
+_EYEBALLS_S = 0.25
+_PROXY_HEAD_BYTES_MAX = 16 * 1024
+
+Addresses = list[tuple[Any, ...]]
+
+
+class ProxyUnusable(FareboxError):
+    """The environment names a proxy for a provider that farebox can't go through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Via:
+    """An HTTP proxy. `authorization` is the value of a Proxy-Authorization field, or None."""
+
+    host: str
+    port: int
+    authorization: bytes | None
+
+
+def find_proxy(url: SplitResult) -> Via | None:
+    """The proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name for `url`. Raises ProxyUnusable."""
+    host = url.hostname or ""
+    proxies = getproxies()
+    named = proxies.get(url.scheme) or proxies.get("all")
+    if not named or proxy_bypass(host):
+        return None
+    proxy = urlsplit(named if "://" in named else f"http://{named}")
+    variable = f"{url.scheme.upper()}_PROXY" if proxies.get(url.scheme) else "ALL_PROXY"
+    try:
+        port = proxy.port or 80
+    except ValueError:
+        port = 0
+    if proxy.scheme != "http" or not proxy.hostname or not port:
+        raise ProxyUnusable(
+            f"{variable} names a proxy for {host} that farebox can't use: only http://host:port is known. "
+            f"Change it, or put {host} into NO_PROXY."
+        )
+    authorization = None
+    if proxy.username is not None:
+        pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+        authorization = b"Basic " + b64encode(pair.encode())
+    return Via(proxy.hostname, port, authorization)
+
+
+class Opener:
+    """Opens connections to one provider. Made, it raises OSError (an unreadable `tls_ca_file`) or ProxyUnusable."""
+
+    def __init__(self, provider: Provider) -> None:
+        url = urlsplit(provider.base_url)
+        self._host = url.hostname or ""
+        self._tls = url.scheme == "https"
+        self._port = url.port or (443 if self._tls else 80)
+        self.via = find_proxy(url)
+        self.absolute = self.via is not None and not self._tls
+        """Requests go to the proxy itself: their target is the whole URL."""
+        self._context: ssl.SSLContext | None = None
+        self._verify = provider.tls_verify
+        if provider.tls_ca_file is not None:
+            self._context = ssl.create_default_context(cafile=provider.tls_ca_file)
+        self._addresses: Addresses = []
+        self._believed_until = 0.0
+        self._asking: asyncio.Task[Addresses] | None = None
+
+    @property
+    def fields(self) -> list[bytes]:
+        """Header lines that the proxy wants with each request."""
+        if not self.absolute or self.via is None or self.via.authorization is None:
+            return []
+        return [b"Proxy-Authorization: %b" % self.via.authorization]
+
+    async def open(self, factory: Callable[[], asyncio.BaseProtocol]) -> asyncio.BaseProtocol:
+        """A connected protocol. Raises `UpstreamError`: `dns`, `connect`, `tls`, `proxy`."""
+        loop = asyncio.get_running_loop()
+        try:
+            addresses = await self._resolve(loop)
+        except (OSError, UnicodeError):
+            raise UpstreamError("dns", sent=False) from None
+        try:
+            sock = await aiohappyeyeballs.start_connection(
+                addresses, happy_eyeballs_delay=_EYEBALLS_S, interleave=1, loop=loop
+            )
+        except OSError:
+            self._believed_until = 0.0
+            raise UpstreamError("connect", sent=False) from None
+        try:
+            if self.via is not None and self._tls:
+                await self._tunnel(loop, sock, self.via)
+            _, protocol = await loop.create_connection(
+                factory,
+                sock=sock,
+                ssl=self._tls_context() if self._tls else None,
+                server_hostname=self._host if self._tls else None,
+            )
+        except ssl.SSLError:
+            sock.close()
+            raise UpstreamError("tls", sent=False) from None
+        except OSError:
+            sock.close()
+            raise UpstreamError("connect", sent=False) from None
+        except BaseException:
+            sock.close()
+            raise
+        return protocol
+
+    async def _resolve(self, loop: asyncio.AbstractEventLoop) -> Addresses:
+        """The addresses; however many connections wait for them, they are asked for once."""
+        if loop.time() < self._believed_until:
+            return self._addresses
+        if self._asking is None:
+            self._asking = loop.create_task(self._ask(loop))
+            self._asking.add_done_callback(self._asked)
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self, loop: asyncio.AbstractEventLoop) -> Addresses:
+        host, port = (self._host, self._port) if self.via is None else (self.via.host, self.via.port)
+        found: Addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        self._addresses, self._believed_until = found, loop.time() + ADDRESSES_S
+        return found
+
+    def _asked(self, task: asyncio.Task[Addresses]) -> None:
+        self._asking = None
+        if not task.cancelled():
+            task.exception()  # whoever waited has it
+
+    async def _tunnel(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, via: Via) -> None:
+        """Have the proxy connect to the provider."""
+        name = f"[{self._host}]" if ":" in self._host else self._host
+        place = f"{name}:{self._port}".encode("idna" if not name.isascii() else "ascii")
+        head = b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n" % (place, place)
+        if via.authorization is not None:
+            head += b"Proxy-Authorization: %b\r\n" % via.authorization
+        await loop.sock_sendall(sock, head + b"\r\n")
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            piece = await loop.sock_recv(sock, 1)  # what follows the head is the provider's
+            answer += piece
+            if not piece or len(answer) > _PROXY_HEAD_BYTES_MAX:
+                raise UpstreamError("proxy", sent=False)
+        status = answer.split(b" ", 2)[1:2]
+        if not status or not (len(status[0]) == 3 and status[0].startswith(b"2")):
+            raise UpstreamError("proxy", sent=False)
+
+    def _tls_context(self) -> ssl.SSLContext:
+        """Made when first needed: reading the system's authorities takes longer than all else at a start."""
+        if self._context is None:
+            self._context = ssl.create_default_context()
+            if not self._verify:
+                self._context.check_hostname = False
+                self._context.verify_mode = ssl.CERT_NONE
+        return self._context
