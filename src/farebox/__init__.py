@@ -31,8 +31,8 @@ The floors, upper ones import lower ones only (checked in CI):
     metrics        one outside thing each
     following      looks now and then at what other processes change
     logs           what may be said of anything that happens
-    accounting, payload, sizing, admission, bounds, holds, pricing, meter, routing, splice, tokens, request,
-    prompt, sse, codings, jsontext, csvtext, paths, config, dialects, errors, digits, ids, records
+    accounting, payload, sizing, admission, bounds, holds, pricing, meter, routing, splice, tokens, heads, request,
+    prompt, credentials, sse, codings, jsontext, csvtext, paths, config, dialects, errors, digits, ids, records
                    pure: values in, values out; no I/O, no clock
 
 Postgres is the truth (keys, rows, prices, budgets). The journal holds what is not there yet. Memory holds caches

@@ -199,7 +199,8 @@ class App:
     def _make_proxy(self, estimator: Estimator) -> Proxy:
         return Proxy(
             self._snapshot,
-            identify=self.keyring.identify,
+            identify=self.keyring.authenticate,
+            recall=self.keyring.recall,
             begin=self.ledger.begin,
             record=self._record,
             estimate=estimator,

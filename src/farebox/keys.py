@@ -1,108 +1,33 @@
 """Who is calling: credential in the request -> Caller, without waiting for the database.
 
-A key's secret is shown once and kept as a SHA-256 (the secret has 190 random bits, so nothing
-slower is needed). Known keys are held in memory; a poll every `key_poll_s` brings every change
-made anywhere, which is how a revocation takes hold within seconds on every replica. While the
-database is away known keys go on for `stale_s`; unknown ones can't be looked up and get 503.
+Known keys are held in memory; a poll every `key_poll_s` brings every change made anywhere, which is
+how a revocation takes hold within seconds on every replica. While the database is away known keys go
+on for `stale_s`; unknown ones can't be looked up and get 503. What a key is, and where a request
+carries one, is `credentials`'.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
-import secrets
-import zlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
 import structlog
 
+from farebox.credentials import PREFIX, Credentials, credentials, hash_secret, holds_key, mint_secret, well_formed
 from farebox.errors import Forbidden, InvalidKey, Unavailable
 from farebox.logs import exception_facts
 from farebox.records import Caller, KeyRecord
 
-_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_BODY_CHARS = 32
-_CHECK_CHARS = 6
-PREFIX = "fb-"
+__all__ = ["PREFIX", "KeyRing", "caller_of", "hash_secret", "holds_key", "mint_secret", "well_formed"]
 
 _UNKNOWN_S = 2.0
 """How long a well-formed key that does not exist is remembered as such."""
 _LOOKUPS_MAX = 64
 """Look-ups of unknown keys under way at once; more get 503 with `retry-after`."""
-CREDENTIAL_HEADERS = ("x-farebox-key", "authorization", "x-api-key", "api-key", "x-goog-api-key")
-"""Where a credential is looked for, in this order; the first valid one wins."""
-
-
-def mint_secret() -> str:
-    """A new key: `fb-`, 32 random characters, 6 of checksum (so that most rubbish needs no look-up)."""
-    body = "".join(secrets.choice(_ALPHABET) for _ in range(_BODY_CHARS))
-    return PREFIX + body + _checksum(body)
-
-
-def hash_secret(secret: str) -> bytes:
-    """What the store keeps of a key: 32 bytes."""
-    return hashlib.sha256(secret.encode("utf-8", "replace")).digest()
-
-
-def well_formed(secret: str) -> bool:
-    """Whether `secret` can be a farebox key."""
-    if len(secret) != len(PREFIX) + _BODY_CHARS + _CHECK_CHARS or not secret.startswith(PREFIX):
-        return False
-    body = secret[len(PREFIX) : -_CHECK_CHARS]
-    return secret.isascii() and _checksum(body) == secret[-_CHECK_CHARS:]
-
-
-def _checksum(body: str) -> str:
-    value = zlib.crc32(body.encode())
-    out = ""
-    for _ in range(_CHECK_CHARS):
-        value, digit = divmod(value, len(_ALPHABET))
-        out += _ALPHABET[digit]
-    return out
-
-
-_KEY = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{_BODY_CHARS + _CHECK_CHARS}}}")
-_MARK = PREFIX.encode()
-
-
-def misplaced(headers: Iterable[tuple[bytes, bytes]], target: str, *, passthrough: bool) -> str | None:
-    """Where a farebox key stands that would go to the provider, or into a row, from there; None if nowhere.
-
-    `passthrough`: the credential headers go up as well, all but x-farebox-key.
-    """
-    if holds_key(target):
-        return "URL"
-    for name, value in headers:
-        if _MARK in value and holds_key(value.decode("latin-1")):
-            header = name.decode("latin-1").lower()
-            if header not in CREDENTIAL_HEADERS or (passthrough and header != "x-farebox-key"):
-                return header
-    return None
-
-
-def holds_key(text: str) -> bool:
-    """Whether a farebox key stands anywhere in `text`."""
-    return PREFIX in text and any(well_formed(found[0]) for found in _KEY.finditer(text))
-
-
-def credentials(headers: Mapping[str, str]) -> list[str]:
-    """The credentials a request carries, in order of precedence. `headers` is case-insensitive."""
-    found = []
-    for name in CREDENTIAL_HEADERS:
-        value = headers.get(name)
-        if not value:
-            continue
-        if name == "authorization":
-            scheme, _, value = value.partition(" ")
-            if scheme.lower() != "bearer":
-                continue
-        if value := value.strip():
-            found.append(value)
-    return found
+_OPEN = Caller(kind="open")
 
 
 def caller_of(record: KeyRecord) -> Caller:
@@ -120,6 +45,17 @@ def caller_of(record: KeyRecord) -> Caller:
         allow_shared_objects=record.allow_shared_objects,
         expires_at=record.expires_at,
     )
+
+
+def _by_credential(found: Credentials) -> Caller:
+    """The caller in passthrough mode: named by the credential that goes on to the provider."""
+    if found.own_header:
+        raise InvalidKey("The x-farebox-key of this request is not a farebox key, or it was revoked.")
+    if not found.given:
+        raise InvalidKey("No credential was given: farebox passes the client's own on to the provider.")
+    if any(secret.startswith(PREFIX) for secret in found.given):
+        raise Forbidden("A farebox key goes into x-farebox-key here: Authorization is passed on to the provider.")
+    return Caller(kind="passthrough", key_name="credential-" + hash_secret(found.given[0]).hex()[:12])
 
 
 class KeyRing:
@@ -172,15 +108,31 @@ class KeyRing:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    def recall(self, found: Credentials) -> Caller | None:
+        """`authenticate` without waiting: the caller where memory is enough to say who it is, else None."""
+        if not found.digests:
+            return self._without_key(found) if self._mode != "virtual" else None
+        digest = found.digests[0]
+        caller = self._known.get(digest)
+        if (
+            caller is None
+            or self._monotonic() - self._synced > self._stale_s
+            or (caller.expires_at is not None and caller.expires_at <= self._now())
+        ):
+            return None
+        self._known.move_to_end(digest)
+        return caller
+
     async def identify(self, headers: Mapping[str, str]) -> Caller:
+        """`authenticate` by the header fields of a request; their names in any case."""
+        return await self.authenticate(credentials(headers))
+
+    async def authenticate(self, found: Credentials) -> Caller:
         """The caller of a request. Raises `InvalidKey`, `Forbidden` (expired) or `Unavailable`."""
-        given = credentials(headers)
         unreachable = False
-        for secret in given:
-            if not well_formed(secret):
-                continue
+        for digest in found.digests:
             try:
-                caller = await self._look_up(hash_secret(secret))
+                caller = await self._look_up(digest)
             except Unavailable:
                 unreachable = True
                 continue
@@ -190,24 +142,19 @@ class KeyRing:
                 return caller
         if unreachable:
             raise Unavailable("farebox can't check this key now: its database is away.", headers={"retry-after": "2"})
+        return self._without_key(found)
+
+    def _without_key(self, found: Credentials) -> Caller:
+        """The caller of a request that has no valid farebox key."""
         if self._mode == "open":
-            return Caller(kind="open")
+            return _OPEN
         if self._mode == "passthrough":
-            return self._by_credential(headers, given)
-        if not given:
+            return _by_credential(found)
+        if not found.given:
             raise InvalidKey(
                 "No farebox key was given. Set the SDK's api_key to a key made with `farebox keys create`."
             )
         raise InvalidKey("This is not a farebox key, or it was revoked. Keys are made with `farebox keys create`.")
-
-    def _by_credential(self, headers: Mapping[str, str], given: list[str]) -> Caller:
-        if headers.get("x-farebox-key"):
-            raise InvalidKey("The x-farebox-key of this request is not a farebox key, or it was revoked.")
-        if not given:
-            raise InvalidKey("No credential was given: farebox passes the client's own on to the provider.")
-        if any(secret.startswith(PREFIX) for secret in given):
-            raise Forbidden("A farebox key goes into x-farebox-key here: Authorization is passed on to the provider.")
-        return Caller(kind="passthrough", key_name="credential-" + hash_secret(given[0]).hex()[:12])
 
     async def _look_up(self, digest: bytes) -> Caller | None:
         known = self._known

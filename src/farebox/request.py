@@ -69,6 +69,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     tags: dict[str, str] = {}
 
 
+_NOBODY = Identity()
 _RAW = msgspec.Raw()
 
 
@@ -263,14 +264,24 @@ def identify(headers: Headers, facts: RequestFacts | None) -> Identity:
         elif name.startswith("x-") and name.endswith("-session-id") and "parent" not in name:
             vendor.append(value)
     if not seen and not vendor:
-        return Identity(session=facts.session, end_user=facts.end_user) if facts is not None else Identity()
+        return _NOBODY if facts is None else claims(_NOBODY, facts)
     sessions = [seen.get("x-farebox-session"), *vendor, *(seen.get(name) for name in _SESSION_HEADERS)]
     if "baggage" in seen:
         sessions.append(_baggage_session(seen["baggage"]))
-    return Identity(
-        session=_first(sessions) or (facts.session if facts is not None else None),
-        end_user=(facts.end_user if facts is not None else None) or _first(seen.get(name) for name in _USER_HEADERS),
+    claimed = Identity(
+        session=_first(sessions),
+        end_user=_first(seen.get(name) for name in _USER_HEADERS),
         tags=parse_tags(seen["x-farebox-tags"]) if "x-farebox-tags" in seen else {},
+    )
+    return claimed if facts is None else claims(claimed, facts)
+
+
+def claims(headers: Identity, facts: RequestFacts) -> Identity:
+    """`identify` where it is known what the `headers` alone claim."""
+    if facts.session is None and facts.end_user is None:
+        return headers
+    return Identity(
+        session=headers.session or facts.session, end_user=facts.end_user or headers.end_user, tags=headers.tags
     )
 
 

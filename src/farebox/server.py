@@ -224,18 +224,6 @@ def refuse(request: BaseRequest, refusal: Refusal, request_id: str | None = None
     return respond(request, refusal.status, body, headers=headers, close=close)
 
 
-def check_framing(request: BaseRequest) -> None:
-    """Refuse a body whose framing means something else to others than to farebox. Raises `BadRequest`."""
-    coding = request.headers.get("Transfer-Encoding")
-    if coding is None:
-        return
-    if coding.strip().lower() != "chunked":
-        # The coding is hop-by-hop: the provider would get the coded bytes and not be told.
-        raise BadRequest("No transfer-encoding but chunked is taken.")
-    if request.version < HttpVersion11:
-        raise BadRequest("HTTP/1.0 has no transfer-encoding.")
-
-
 def _no_count(size: int) -> None:
     pass
 

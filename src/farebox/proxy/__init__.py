@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -21,13 +21,14 @@ from uuid import UUID
 import structlog
 from aiohttp.web_request import BaseRequest
 
-from farebox import codings, paths, routing
+from farebox import codings, routing
 from farebox.accounting import Ending
 from farebox.config import Limits
+from farebox.credentials import Credentials, holds_key
 from farebox.doubts import check_repeated, other_models
-from farebox.errors import BadRequest, Forbidden, InternalError, MethodNotAllowed, PathClosed, Refusal, Unavailable
+from farebox.errors import BadRequest, Forbidden, InternalError, PathClosed, Refusal, Unavailable
+from farebox.heads import misplaced_key
 from farebox.ids import uuid7
-from farebox.keys import holds_key, misplaced
 from farebox.logs import exception_facts
 from farebox.meter import Reading
 from farebox.proxy.call import Call, Clock
@@ -37,13 +38,12 @@ from farebox.proxy.relay import Relay
 from farebox.proxy.settle import Estimator, Pricer, Settler
 from farebox.proxy.snapshot import Snapshot
 from farebox.records import Caller, UsageEvent
-from farebox.request import identify, read_facts
+from farebox.request import claims, read_facts
 from farebox.server import (
     ClientGone,
     Connection,
     Reply,
     Upload,
-    check_framing,
     read_body,
     refuse,
     send_continue,
@@ -57,7 +57,6 @@ __all__ = ["Call", "Clock", "Estimator", "Proxy", "Snapshot"]
 
 _GUARDED = frozenset(("model", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens", "n"))
 """Members that must not stand twice where a refusal depends on them: which one counts is the parser's choice."""
-_OTHER_METHODS = ("x-http-method-override", "x-http-method", "x-method-override")
 _SOON = {"retry-after": "1"}
 _COUNT_S = 2.0
 """How long a stop waits for the tokens of the calls it cut to be counted; then they are estimated by size."""
@@ -70,13 +69,14 @@ class Proxy:
         self,
         snapshot: Snapshot,
         *,
-        identify: Callable[[Mapping[str, str]], Awaitable[Caller]],
+        identify: Callable[[Credentials], Awaitable[Caller]],
         begin: Callable[[UUID, bytes], None],
         record: Callable[[UsageEvent], None],
         estimate: Estimator,
         price: Pricer,
         answer_models: Callable[[Call, datetime], Awaitable[Reply | None]],
         clock: Clock,
+        recall: Callable[[Credentials], Caller | None] = lambda _: None,
         guard: Guard | None = None,
         ownership: Ownership | None = None,
     ) -> None:
@@ -85,6 +85,7 @@ class Proxy:
         self._ownership = ownership
         self._answer_models = answer_models
         self._identify = identify
+        self._recall = recall
         self._clock = clock
         self._log = structlog.get_logger()
         self._settler = Settler(record=record, estimate=estimate, price=price, clock=clock)
@@ -181,28 +182,21 @@ class Proxy:
         self._check_open()
         if len(self._calls) >= config.limits.requests_in_flight_max:
             raise Unavailable("limits.requests_in_flight_max calls are open.", headers=_SOON)
-        if request.method in ("CONNECT", "TRACE"):
-            raise MethodNotAllowed(f"{request.method} is not forwarded.")
-        check_framing(request)
-        _check_method(request)
-        mode = config.auth.mode
-        target = paths.parse(request.method, request.raw_path)
-        if mode == "open":
-            _check_local(request.headers)
-        if place := misplaced(request.raw_headers, request.raw_path, passthrough=mode == "passthrough"):
-            raise _misplaced_key(f"the {place}")
-        caller = await self._identify(request.headers)
-        self._check_open()  # again: who waits for a look-up is not among the calls that a stop waits for
-        # An offer of another protocol (`h2c`, which Java's client makes) may be passed over; a WebSocket may not.
-        if "websocket" in request.headers.get("Upgrade", "").lower():
+        head = snapshot.heads.of(request.method, request.raw_path, request.version, request.raw_headers)
+        target = head.target
+        caller = self._recall(head.credentials)
+        if caller is None:
+            caller = await self._identify(head.credentials)
+            self._check_open()  # again: who waits for a look-up is not among the calls that a stop waits for
+        if head.websocket:
             if self._guard is not None and self._guard.enforces(caller):
                 raise PathClosed("WebSocket", target.path)
             raise BadRequest("farebox does not forward WebSockets.")
-        if target.administrative and mode != "passthrough":
+        if target.administrative and config.auth.mode != "passthrough":
             raise Forbidden("/organization is not forwarded: it administers the credential that all keys share.")
         task = asyncio.current_task()
         assert task is not None
-        return Call(request, snapshot, request_id, received, now, target, caller, task)
+        return Call(request, snapshot, request_id, received, now, head, target, caller, task)
 
     def _check_open(self) -> None:
         if self._closing:
@@ -212,7 +206,7 @@ class Proxy:
         """The request's body, its facts, and whom it is for. An unmetered body is not read here but streamed on."""
         request, limits = call.request, call.snapshot.config.limits
         if not call.target.metered:
-            call.identity = identify(request.headers, None)
+            call.identity = call.head.identity
             self._check(call)
             if request.body_exists:
                 send_continue(request)
@@ -223,16 +217,15 @@ class Proxy:
         self._make_room(request.content_length or 0, limits)
         body = await read_body(request, limits.body_mb_max << 20, limits.client_stall_timeout_s, count=count)
         call.body = call.decoded = body
-        encoding = ",".join(request.headers.getall("Content-Encoding", ())).strip().lower()
-        if encoding and encoding != "identity":
+        if encoding := call.head.encoding:
             call.decoded = codings.decode_body(body, encoding, limits.decoded_body_mb_max << 20)
             if call.decoded is not body:
                 count(len(call.decoded))
         call.facts = read_facts(call.target.operation, call.decoded)
-        call.identity = identify(request.headers, call.facts)
+        call.identity = claims(call.head.identity, call.facts)
         for claim in (call.facts.model, call.identity.session, call.identity.end_user):
             if claim is not None and holds_key(claim):
-                raise _misplaced_key("the model, the user or the session")
+                raise misplaced_key("the model, the user or the session")
         self._check(call)
         if call.caller.models:
             if not call.budgeted:  # else it was looked through for more than these
@@ -285,27 +278,3 @@ class Proxy:
             return call.reply
         refusal = InternalError("farebox failed while handling this request; its log says where.")
         return refuse(call.request, refusal, str(call.request_id))
-
-
-def _misplaced_key(place: str) -> BadRequest:
-    return BadRequest(
-        f"A farebox key stands in {place} of this request, from where it would be passed on. "
-        "Its place is the x-farebox-key header."
-    )
-
-
-def _check_method(request: BaseRequest) -> None:
-    """What a call may do is decided by its method; some providers (Google's) take another one from these headers."""
-    for name in _OTHER_METHODS:
-        if any(value.strip().upper() != request.method for value in request.headers.getall(name, ())):
-            raise BadRequest(f"farebox forwards no request whose {name} is another method than its own.", param=name)
-
-
-def _check_local(headers: Mapping[str, str]) -> None:
-    """In open mode whoever reaches the port may call: let nobody in who was led here by a page from elsewhere."""
-    if not paths.loopback_name(headers.get("Host", "")):
-        raise Forbidden("In open mode farebox answers only to a loopback name in the Host header.")
-    scheme, mark, place = headers.get("Origin", "app://").partition("://")
-    # `null` is what a sandboxed frame says; applications and extensions have schemes of their own.
-    if not mark or (scheme.lower() in ("http", "https") and not paths.loopback_name(place)):
-        raise Forbidden("In open mode farebox answers no page from elsewhere (Origin header).")

@@ -13,6 +13,7 @@ from aiohttp.web_request import BaseRequest
 
 from farebox.accounting import Attempt
 from farebox.config import Metering
+from farebox.heads import RequestHead
 from farebox.meter import Meter, Reading
 from farebox.paths import Target
 from farebox.proxy.snapshot import Snapshot
@@ -44,6 +45,7 @@ class Call:
     request_id: UUID
     received: float
     received_at: datetime
+    head: RequestHead
     target: Target
     caller: Caller
     task: asyncio.Task[object]

@@ -10,17 +10,19 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from farebox.config import Config
+from farebox.heads import Heads
 from farebox.upstream import Upstream
 
 
 class Snapshot:
     """One config with its upstreams, by provider name. Neither changes. `with snapshot:` holds it for a call."""
 
-    __slots__ = ("_calls", "_over", "config", "upstreams")
+    __slots__ = ("_calls", "_over", "config", "heads", "upstreams")
 
     def __init__(self, config: Config, upstreams: Mapping[str, Upstream]) -> None:
         self.config = config
         self.upstreams = upstreams
+        self.heads = Heads(config.auth.mode)
         self._calls = 0
         self._over: Callable[[], None] | None = None
 
