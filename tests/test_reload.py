@@ -471,7 +471,7 @@ async def test_a_client_that_can_not_be_made_changes_nothing(database: str, tmp_
             "a": provider_at(a.base_url, "sk-other", response_timeout_s=3),
             "c": provider_at("https://127.0.0.1:1", tls_ca_file=str(tmp_path / "none.pem")),
         }
-        with pytest.raises(OSError):
+        with pytest.raises(FareboxError, match=r"providers\.c\.tls_ca_file: .*none\.pem can't be used: No such file"):
             await farebox.app.reload(config_of(settings_of(database, tmp_path, bad)))
         assert farebox.app.config is before
         assert is_whole(await ask(farebox.port, farebox.key, "m-1", stream=False), stream=False)

@@ -35,7 +35,7 @@ class Generations:
     async def make(self, config: Config) -> Snapshot:
         """A snapshot of `config`, which gets the demo provider if it enables none.
 
-        Raises what making a client raises (a `tls_ca_file` that can't be read); then nothing is kept of it.
+        Raises what making a client raises (`Unusable`); then nothing is kept of it.
         """
         made: list[Resource] = []
         used: list[Resource] = []
@@ -76,6 +76,8 @@ class Generations:
         if client is None or provider.tls_ca_file is not None:
             client = self._new_client(provider)
             made.append(client)
+            if client.proxy:
+                structlog.get_logger().info("calls go through a proxy", provider=provider.name, proxy=client.proxy)
         used.append(client)
         return client
 

@@ -14,7 +14,7 @@ from farebox.config import Models, Provider
 from farebox.errors import Refusal
 from farebox.models.asking import Unreadable, ask, read
 from farebox.records import Model
-from farebox.upstream import Answer, Upstream, UpstreamError
+from farebox.upstream import Answer, Unusable, Upstream, UpstreamError
 
 _PAGES_MAX = 50
 """Pages of one list; a provider that goes on is cut there, as at models_max."""
@@ -32,8 +32,8 @@ async def fetch(provider: Provider, settings: Models) -> list[Model]:
     """The models `provider` lists, at most `settings.models_max`. Raises `FetchError`."""
     try:
         upstream = Upstream(provider)
-    except OSError:  # its tls_ca_file can't be read
-        raise FetchError("tls_ca_file") from None
+    except Unusable as exc:
+        raise FetchError(exc.kind) from None
     try:
         async with asyncio.timeout(settings.timeout_s):
             return await _pages(upstream, settings)

@@ -3,8 +3,9 @@
 It decides nothing: which provider, whether to fall back and what a failure means for the row are
 `proxy`'s. Bodies are never decoded, redirects never followed, cookies never kept, nothing sent twice.
 
-Read it in this order: `Upstream` here writes requests; `pool` keeps connections and `opening` makes
-them; a `link` is one of them; what comes back on it is an `answer` with a `head`.
+Read it in this order: `Upstream` here writes requests; `pool` keeps connections, `opening` makes them
+and `proxies` says what lies between; a `link` is one of them; what comes back on it is an `answer` with
+a `head`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from urllib.parse import SplitResult, urlsplit
 from farebox.config import Provider
 from farebox.dialects import PROFILES
 from farebox.upstream.answer import READ_BUFFER_BYTES, Answer
-from farebox.upstream.errors import NeverSent, UpstreamError
+from farebox.upstream.errors import NeverSent, Unusable, UpstreamError
 from farebox.upstream.head import CREDENTIALS, HOP_BY_HOP, Head, RawHeaders, connection_options
 from farebox.upstream.link import FIELD_BYTES_MAX, Link
-from farebox.upstream.opening import Opener, ProxyUnusable
+from farebox.upstream.opening import Opener
 from farebox.upstream.pool import IDLE_CONNECTION_S, Pool
 
 __all__ = [
@@ -30,8 +31,8 @@ __all__ = [
     "Fields",
     "Head",
     "NeverSent",
-    "ProxyUnusable",
     "RawHeaders",
+    "Unusable",
     "Upstream",
     "UpstreamError",
 ]
@@ -50,9 +51,9 @@ _FAREBOX_REQUEST = frozenset(
 
 
 class Upstream:
-    """Connections to one provider. Raises OSError (an unreadable `tls_ca_file`) or ProxyUnusable when made."""
+    """Connections to one provider, made by `opener` (its own, if None). Raises `Unusable` when it is made."""
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider, opener: Opener | None = None) -> None:
         self.provider = provider
         self._base = provider.base_url.rstrip("/")
         if PROFILES[provider.dialect].family == "anthropic" and not self._base.endswith("/v1"):
@@ -63,7 +64,9 @@ class Upstream:
         self._own = _own_headers(provider)
         self._own_names = frozenset(name.lower() for name, _ in self._own)
         self._secrets = [secret.encode() for secret in provider.credentials if len(secret) >= _SECRET_CHARS_MIN]
-        opener = Opener(provider)
+        opener = opener or Opener(provider)
+        self.proxy = "" if opener.via is None else f"{opener.via.host}:{opener.via.port}"
+        """The proxy its connections go through, if any."""
         self._pool = Pool(opener, limit=provider.connections_max)
         origin = urlsplit(self._base)
         self._origin = "" if opener.absolute else f"{origin.scheme}://{origin.netloc}"

@@ -1,4 +1,4 @@
-"""What can become of a request that gets no answer, or not a whole one."""
+"""What can become of a request that gets no answer, or not a whole one; and of a provider that can't be asked."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ class UpstreamError(FareboxError):
         self.sent = sent
         """False: provably nothing of the request reached the provider."""
         self.timeout = timeout
+
+
+class Unusable(FareboxError):
+    """A provider that can't be called as it is set up here; the text says what to change. `kind` is a bounded word."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 class NeverSent(asyncio.CancelledError):

@@ -8,20 +8,18 @@ eyeballs, RFC 8305). A proxy that the environment names for the provider is used
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
-from base64 import b64encode
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import urlsplit
 
 import aiohappyeyeballs
 
 from farebox.config import Provider
-from farebox.errors import FareboxError
-from farebox.upstream.errors import UpstreamError
+from farebox.upstream.errors import Unusable, UpstreamError
+from farebox.upstream.proxies import Via, find_proxy
 
 ADDRESSES_S = 30.0
 """Seconds a name's addresses are believed."""
@@ -29,61 +27,32 @@ _EYEBALLS_S = 0.25
 _PROXY_HEAD_BYTES_MAX = 16 * 1024
 
 Addresses = list[tuple[Any, ...]]
-
-
-class ProxyUnusable(FareboxError):
-    """The environment names a proxy for a provider that farebox can't go through."""
-
-
-@dataclass(frozen=True, slots=True)
-class Via:
-    """An HTTP proxy. `authorization` is the value of a Proxy-Authorization field, or None."""
-
-    host: str
-    port: int
-    authorization: bytes | None
-
-
-def find_proxy(url: SplitResult) -> Via | None:
-    """The proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name for `url`. Raises ProxyUnusable."""
-    host = url.hostname or ""
-    proxies = getproxies()
-    named = proxies.get(url.scheme) or proxies.get("all")
-    if not named or proxy_bypass(host):
-        return None
-    proxy = urlsplit(named if "://" in named else f"http://{named}")
-    variable = f"{url.scheme.upper()}_PROXY" if proxies.get(url.scheme) else "ALL_PROXY"
-    try:
-        port = proxy.port or 80
-    except ValueError:
-        port = 0
-    if proxy.scheme != "http" or not proxy.hostname or not port:
-        raise ProxyUnusable(
-            f"{variable} names a proxy for {host} that farebox can't use: only http://host:port is known. "
-            f"Change it, or put {host} into NO_PROXY."
-        )
-    authorization = None
-    if proxy.username is not None:
-        pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-        authorization = b"Basic " + b64encode(pair.encode())
-    return Via(proxy.hostname, port, authorization)
+Resolve = Callable[[str, int], Awaitable[Addresses]]
+"""(host, port) to what getaddrinfo gives for a stream. Raises OSError, UnicodeError."""
 
 
 class Opener:
-    """Opens connections to one provider. Made, it raises OSError (an unreadable `tls_ca_file`) or ProxyUnusable."""
+    """Opens connections to one provider. Made, it raises `Unusable`: a `tls_ca_file` or a proxy it can't do with.
 
-    def __init__(self, provider: Provider) -> None:
+    environ  where a proxy may be named
+    resolve  finds addresses; the system's resolver if None
+    """
+
+    def __init__(
+        self, provider: Provider, *, environ: Mapping[str, str] = os.environ, resolve: Resolve | None = None
+    ) -> None:
         url = urlsplit(provider.base_url)
         self._host = url.hostname or ""
         self._tls = url.scheme == "https"
         self._port = url.port or (443 if self._tls else 80)
-        self.via = find_proxy(url)
+        self.via = find_proxy(url, environ)
         self.absolute = self.via is not None and not self._tls
         """Requests go to the proxy itself: their target is the whole URL."""
         self._context: ssl.SSLContext | None = None
         self._verify = provider.tls_verify
         if provider.tls_ca_file is not None:
-            self._context = ssl.create_default_context(cafile=provider.tls_ca_file)
+            self._context = _own_authorities(provider.name, provider.tls_ca_file)
+        self._find = resolve
         self._addresses: Addresses = []
         self._believed_until = 0.0
         self._asking: asyncio.Task[Addresses] | None = None
@@ -140,7 +109,11 @@ class Opener:
 
     async def _ask(self, loop: asyncio.AbstractEventLoop) -> Addresses:
         host, port = (self._host, self._port) if self.via is None else (self.via.host, self.via.port)
-        found: Addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found: Addresses
+        if self._find is not None:
+            found = await self._find(host, port)
+        else:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         self._addresses, self._believed_until = found, loop.time() + ADDRESSES_S
         return found
 
@@ -175,3 +148,12 @@ class Opener:
                 self._context.check_hostname = False
                 self._context.verify_mode = ssl.CERT_NONE
         return self._context
+
+
+def _own_authorities(name: str, path: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as exc:
+        # What OpenSSL says of a file that holds no certificates names no file.
+        why = "it holds no certificates in PEM" if isinstance(exc, ssl.SSLError) else exc.strerror
+        raise Unusable("tls_ca_file", f"providers.{name}.tls_ca_file: {path} can't be used: {why}") from None

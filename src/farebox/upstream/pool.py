@@ -44,13 +44,14 @@ class Pool:
         """A connection, waiting for a free one or opening one. Raises `UpstreamError` with `sent` False."""
         try:
             async with asyncio.timeout(timeout_s):
+                again = False
                 while self._waiters or len(self._links) + self._opening >= self._limit:
-                    link = await self._wait()
+                    link = await self._wait(first=again)
                     if link is None:
                         return await self._open()
                     if link.usable:
                         return link
-                    continue
+                    again = True  # it was lost on its way here
                 self._opening += 1
                 return await self._open()
         except TimeoutError:
@@ -69,22 +70,26 @@ class Pool:
         self._links.add(protocol)
         return protocol
 
-    async def _wait(self) -> Link | None:
-        """A link that became free; None: a place, counted in `_opening`."""
+    async def _wait(self, *, first: bool) -> Link | None:
+        """A link that became free; None: a place, counted in `_opening`. `first`: before those who wait already."""
         waiter: asyncio.Future[Link | None] = self._loop.create_future()
-        self._waiters.append(waiter)
+        if first:
+            self._waiters.appendleft(waiter)
+        else:
+            self._waiters.append(waiter)
         try:
             return await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                link = waiter.result()
-                if link is None:
-                    self._opening -= 1
-                    self._hand_on()
-                else:
-                    self._free(link)
-            else:
-                self._waiters.remove(waiter)
+            if waiter.cancelled():
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+                # Whoever came meanwhile stood behind this one, although there may be room.
+                self._hand_on()
+            elif (link := waiter.result()) is None:
+                self._opening -= 1
+                self._hand_on()
+            elif link.usable:
+                self._free(link)
             raise
 
     def _over(self, link: Link, reusable: bool) -> None:
