@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from aiohttp.web_request import BaseRequest
 
 from farebox import logs
-from farebox.server import Reply, make_server
+from farebox.server import Reply, Request, make_server
 from support.http import RawClient
 from support.live import PROVIDER_KEY, Desk, Serving, relaying, serving
 from support.postgres import PostgresServer
@@ -411,7 +410,7 @@ async def test_large_answers_pass_in_bounded_memory(desk: Desk, case: str) -> No
 async def test_a_faulty_handler_never_sends_a_second_head(calm: io.StringIO) -> None:
     """A fault after the answer has begun breaks the connection: a second head would be read as its body."""
 
-    async def handler(request: BaseRequest) -> Reply:
+    async def handler(request: Request) -> Reply:
         reply = Reply(request)
         reply.start(200, b"OK", [], length=None)
         reply.write(b"begun")

@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from aiohttp.web_request import BaseRequest
 
 from farebox import logs
-from farebox.server import Handler, Reply, make_server, read_body, respond
+from farebox.server import Handler, Reply, Request, make_server, read_body, respond
 from support.http import RawClient
 
 PLANTED = "fb-plantedplantedplantedplanted000000"
@@ -29,7 +28,7 @@ async def serving(handler: Handler) -> AsyncIterator[int]:
 
 
 def answering(act: Callable[[Reply], None], *, status: int = 200, length: int | None = None) -> Handler:
-    async def handler(request: BaseRequest) -> Reply:
+    async def handler(request: Request) -> Reply:
         reply = Reply(request)
         reply.start(status, b"Fine", [(b"X-Odd", b"caf\xe9"), (b"x-odd", b"2")], length=length)
         act(reply)
@@ -183,7 +182,7 @@ async def test_a_handler_that_fails_is_a_plain_500(capfd: pytest.CaptureFixture[
     out = io.StringIO()
     logs.configure("debug", "json", [], out)
 
-    async def handler(request: BaseRequest) -> Reply:
+    async def handler(request: Request) -> Reply:
         raise RuntimeError(PLANTED)
 
     async with serving(handler) as port, RawClient(port) as client:
@@ -199,7 +198,7 @@ async def test_a_handler_that_fails_is_a_plain_500(capfd: pytest.CaptureFixture[
 async def test_a_request_body_is_read_as_sent() -> None:
     """A compressed body is not decoded on the way in."""
 
-    async def handler(request: BaseRequest) -> Reply:
+    async def handler(request: Request) -> Reply:
         return respond(request, 200, await read_body(request, 100, 5))
 
     packed = b"\x1f\x8b not really gzip"
@@ -212,7 +211,7 @@ async def test_the_whole_of_a_slow_reader_is_bounded() -> None:
     """A reply is congested once a client does not read, and says when it is drained."""
     seen: list[bool] = []
 
-    async def handler(request: BaseRequest) -> Reply:
+    async def handler(request: Request) -> Reply:
         reply = Reply(request)
         reply.start(200, b"OK", [], length=None)
         for _ in range(400):

@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import structlog
-from aiohttp.web_request import BaseRequest
 
 from farebox import foundation, tokens
 from farebox.accepting import Accepting
@@ -46,7 +45,7 @@ from farebox.proxy.models import answer
 from farebox.proxy.ownership import Ownership
 from farebox.proxy.planning import Planner
 from farebox.records import KeyRecord, UsageEvent
-from farebox.server import Reply, Server, make_server
+from farebox.server import Reply, Request, Server, make_server
 from farebox.store import AlertStore, ModelLists, ObjectStore, PriceLists, Store, is_refusal
 
 
@@ -232,7 +231,7 @@ class App:
             now=self.clock.now,
         )
 
-    async def _handle(self, request: BaseRequest) -> Reply:
+    async def _handle(self, request: Request) -> Reply:
         if self.admin.serves(request.raw_path):
             return await self.admin.handle(request)
         return await self.proxy.handle(request)

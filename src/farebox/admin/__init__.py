@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import structlog
-from aiohttp.web_request import BaseRequest
 
 from farebox.admin import forms
 from farebox.admin.budgets import BudgetsApi
@@ -35,7 +34,7 @@ from farebox.metrics import Metrics
 from farebox.models import Catalogue
 from farebox.pricing import Pricer
 from farebox.records import Caller, KeyRecord
-from farebox.server import Reply, read_body, refuse, respond
+from farebox.server import Reply, Request, read_body, refuse, respond
 from farebox.store import Store, is_refusal
 from farebox.tokens import Tokens
 
@@ -48,7 +47,7 @@ _NOTHING = (
 )
 
 Answer = tuple[int, Any]
-Action = Callable[[BaseRequest, str, dict[str, str]], Awaitable[Answer | Reply]]
+Action = Callable[[Request, str, dict[str, str]], Awaitable[Answer | Reply]]
 
 
 class Admin:
@@ -97,7 +96,7 @@ class Admin:
         path = target.partition("?")[0]
         return path in ("/healthz", "/readyz", METRICS) or path.startswith("/farebox/")
 
-    async def handle(self, request: BaseRequest) -> Reply:
+    async def handle(self, request: Request) -> Reply:
         """Answer one request."""
         try:
             path, _, query = request.raw_path.partition("?")
@@ -120,7 +119,7 @@ class Admin:
                 raise
             return refuse(request, BadRequest("A value of this request is none that the database could hold."))
 
-    async def _act(self, request: BaseRequest, path: str, query: str) -> Answer | Reply:
+    async def _act(self, request: Request, path: str, query: str) -> Answer | Reply:
         if not path.startswith(API + "/"):
             raise NotFound(_NOTHING)
         if path == API + ME:
@@ -134,12 +133,12 @@ class Admin:
             raise NotFound(_NOTHING)
         return await action(request, item, _parameters(query))
 
-    def _check_token(self, request: BaseRequest) -> None:
+    def _check_token(self, request: Request) -> None:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._token):
             raise InvalidKey("The control plane takes `Authorization: Bearer ADMIN_TOKEN`.")
 
-    async def _body(self, request: BaseRequest) -> bytes:
+    async def _body(self, request: Request) -> bytes:
         return await read_body(request, _BODY_BYTES_MAX, _STALL_S)
 
 

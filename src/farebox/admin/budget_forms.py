@@ -10,13 +10,13 @@ from decimal import Decimal
 from typing import Annotated, NamedTuple
 
 import msgspec
-from aiohttp.web_request import BaseRequest
 
 from farebox.admin.forms import Line, read
 from farebox.admin.members import Members, text, texts
 from farebox.config.budgets import BadBudget, BudgetRule, rule_of
 from farebox.config.kinds import Bad, Money
 from farebox.errors import BadRequest
+from farebox.server import Request
 
 DEFINITIONS_MAX = 200
 """Definitions in one request."""
@@ -84,7 +84,7 @@ def read_correction(body: bytes) -> Correction:
         raise BadRequest(f"cost_usd is not {kind.wants}{why}.", param="cost_usd") from None
 
 
-def read_actor(request: BaseRequest) -> str:
+def read_actor(request: Request) -> str:
     """Who makes a change, for the audit: `admin`, or `admin: NAME` when the request names a person. Raises BadRequest.
 
     The name is a claim of whoever holds the admin token.

@@ -11,8 +11,6 @@ from typing import Any
 from urllib.parse import unquote
 from uuid import UUID
 
-from aiohttp.web_request import BaseRequest
-
 from farebox.admin import queries
 from farebox.admin.budget_forms import read_actor, read_correction, read_definition, read_definitions
 from farebox.admin.queries import PAGING
@@ -20,6 +18,7 @@ from farebox.admin.standings import as_definition, as_rows, key_names, usd
 from farebox.config.budgets import SCOPES, BudgetRule
 from farebox.errors import NotFound
 from farebox.records import Budget
+from farebox.server import Request
 from farebox.store import BudgetStore, Store
 from farebox.store.budgets import AuditRow, Standings
 
@@ -28,8 +27,8 @@ _FILTERS = frozenset(("name", "scope", "subject", "source"))
 
 Query = dict[str, str]
 Answer = tuple[int, Any]
-Body = Callable[[BaseRequest], Awaitable[bytes]]
-Action = Callable[[BaseRequest, str, Query], Awaitable[Answer]]
+Body = Callable[[Request], Awaitable[bytes]]
+Action = Callable[[Request, str, Query], Awaitable[Answer]]
 
 
 class BudgetsApi:
@@ -55,7 +54,7 @@ class BudgetsApi:
 
     # -- definitions -----------------------------------------------------------------------------
 
-    async def _list(self, _: BaseRequest, __: str, query: Query) -> Answer:
+    async def _list(self, _: Request, __: str, query: Query) -> Answer:
         queries.check_known(query, _FILTERS, PAGING)
         scope, source = queries.read_word(query, "scope", SCOPES), queries.read_word(query, "source", SOURCES)
         page = await self._budgets.overview(
@@ -68,7 +67,7 @@ class BudgetsApi:
         )
         return 200, {"data": await self._rows(page), "next": queries.name_cursor(page.next)}
 
-    async def _get(self, _: BaseRequest, item: str, query: Query) -> Answer:
+    async def _get(self, _: Request, item: str, query: Query) -> Answer:
         """One definition, with a page of its counters."""
         queries.check_known(query, PAGING)
         budget = await self._found(item)
@@ -95,13 +94,13 @@ class BudgetsApi:
 
     # -- changing --------------------------------------------------------------------------------
 
-    async def _put_all(self, request: BaseRequest, _: str, __: Query) -> Answer:
+    async def _put_all(self, request: Request, _: str, __: Query) -> Answer:
         """All of them, or none."""
         several, rules = read_definitions(await self._body(request))
         shown = await self._put_rules(rules, read_actor(request))
         return 200, {"data": shown} if several else shown[0]
 
-    async def _put(self, request: BaseRequest, item: str, _: Query) -> Answer:
+    async def _put(self, request: Request, item: str, _: Query) -> Answer:
         rule = read_definition(await self._body(request), await self._name_of(item))
         [shown] = await self._put_rules([rule], read_actor(request))
         return 200, shown
@@ -111,7 +110,7 @@ class BudgetsApi:
         await self._budgets_changed()
         return [as_definition(budget) for budget in budgets]
 
-    async def _delete(self, request: BaseRequest, item: str, _: Query) -> Answer:
+    async def _delete(self, request: Request, item: str, _: Query) -> Answer:
         budget = await self._found(item)
         deleted = await self._budgets.delete_budget(budget.name, read_actor(request))
         await self._budgets_changed()
@@ -131,7 +130,7 @@ class BudgetsApi:
 
     # -- the books -------------------------------------------------------------------------------
 
-    async def _audit(self, _: BaseRequest, __: str, query: Query) -> Answer:
+    async def _audit(self, _: Request, __: str, query: Query) -> Answer:
         """Newest first. A correction of a usage row is under its id."""
         queries.check_known(query, frozenset(("kind", "name")), PAGING)
         limit = queries.read_limit(query)
@@ -145,7 +144,7 @@ class BudgetsApi:
         following = str(rows[-1].id) if len(rows) == limit else None
         return 200, {"data": [_change(row) for row in rows], "next": following}
 
-    async def _correct(self, request: BaseRequest, item: str, _: Query) -> Answer:
+    async def _correct(self, request: Request, item: str, _: Query) -> Answer:
         id = _row_id(item)
         new = read_correction(await self._body(request))
         before = await self._budgets.correct(

@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Callable
 
 import msgspec
-from aiohttp.web_request import BaseRequest
 
 from farebox.config import Config
 from farebox.errors import MethodNotAllowed, Unavailable
-from farebox.server import Reply, respond
+from farebox.server import Reply, Request, respond
 from farebox.store import Store
 
 _PING_S = 1.0
@@ -25,7 +24,7 @@ class Health:
         self._journal_ready = journal_ready
         self._asking: asyncio.Task[str] | None = None
 
-    async def answer(self, request: BaseRequest, path: str) -> Reply:
+    async def answer(self, request: Request, path: str) -> Reply:
         """`/healthz`: 200 while the loop turns. `/readyz`: 200 if all parts are up, else 503 and which are not."""
         if request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{request.method} is not a method of {path}.")

@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from aiohttp.web_request import BaseRequest
 
 from farebox.admin import queries
+from farebox.server import Request
 from farebox.store import BudgetStore, Store
 from farebox.store.budgets import Invariant
 
@@ -33,11 +33,11 @@ class IntegrityApi:
         self._budgets = BudgetStore(store)
         self._now = now
         self._under_way: asyncio.Task[dict[str, Any]] | None = None
-        self.actions: Mapping[tuple[str, str], Callable[[BaseRequest, str, Query], Awaitable[tuple[int, Any]]]] = {
+        self.actions: Mapping[tuple[str, str], Callable[[Request, str, Query], Awaitable[tuple[int, Any]]]] = {
             ("GET", "/integrity"): self._answer
         }
 
-    async def _answer(self, _: BaseRequest, __: str, query: Query) -> tuple[int, Any]:
+    async def _answer(self, _: Request, __: str, query: Query) -> tuple[int, Any]:
         queries.check_known(query, frozenset())
         if self._under_way is None or self._under_way.done():
             self._under_way = asyncio.create_task(self._evaluate(), name="integrity")

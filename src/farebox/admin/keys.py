@@ -6,20 +6,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from uuid import UUID
 
-from aiohttp.web_request import BaseRequest
-
 from farebox.admin import forms
 from farebox.admin.budget_forms import read_actor
 from farebox.errors import NotFound
 from farebox.keylimits import NONE, KeyLimits
 from farebox.keys import hash_secret, mint_secret
 from farebox.records import KeyRecord
+from farebox.server import Request
 from farebox.store import Keys, Store
 
 Query = dict[str, str]
 Answer = tuple[int, Any]
-Body = Callable[[BaseRequest], Awaitable[bytes]]
-Action = Callable[[BaseRequest, str, Query], Awaitable[Answer]]
+Body = Callable[[Request], Awaitable[bytes]]
+Action = Callable[[Request, str, Query], Awaitable[Answer]]
 
 
 class KeysApi:
@@ -50,12 +49,12 @@ class KeysApi:
             ("POST", "/keys/{id}/rotate"): self._rotate,
         }
 
-    async def _list(self, _: BaseRequest, __: str, query: Query) -> Answer:
+    async def _list(self, _: Request, __: str, query: Query) -> Answer:
         records = await self._store.list_keys(include_revoked=query.get("revoked") == "true")
         limits = await self._keys.limits()
         return 200, {"data": [forms.public(record, limits.get(record.id, NONE)) for record in records]}
 
-    async def _create(self, request: BaseRequest, _: str, __: Query) -> Answer:
+    async def _create(self, request: Request, _: str, __: Query) -> Answer:
         fields, limits = forms.read_new_key(await self._body(request))
         secret = mint_secret()
         record = await self._keys.create({**fields, "secret_hash": hash_secret(secret)}, limits, read_actor(request))
@@ -63,19 +62,19 @@ class KeysApi:
             await self._budgets_changed()
         return 201, {**forms.public(record, limits), "key": secret}
 
-    async def _get(self, _: BaseRequest, item: str, __: Query) -> Answer:
+    async def _get(self, _: Request, item: str, __: Query) -> Answer:
         record = _found(await self._store.get_key(_uuid(item)))
         return 200, await self._shown(record)
 
-    async def _change(self, request: BaseRequest, item: str, _: Query) -> Answer:
+    async def _change(self, request: Request, item: str, _: Query) -> Answer:
         fields, limits = forms.read_key_changes(await self._body(request))
         changed = await self._keys.change(_uuid(item), fields, limits, read_actor(request))
         return 200, await self._changed(changed, budgets=bool(limits))
 
-    async def _revoke(self, request: BaseRequest, item: str, _: Query) -> Answer:
+    async def _revoke(self, request: Request, item: str, _: Query) -> Answer:
         return 200, await self._changed(await self._keys.revoke(_uuid(item), read_actor(request)), budgets=True)
 
-    async def _rotate(self, _: BaseRequest, item: str, __: Query) -> Answer:
+    async def _rotate(self, _: Request, item: str, __: Query) -> Answer:
         secret = mint_secret()
         changed = await self._changed(await self._store.rotate_key(_uuid(item), hash_secret(secret)), budgets=False)
         return 200, {**changed, "key": secret}

@@ -12,14 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from aiohttp.web_request import BaseRequest
-
 from farebox.admin import queries
 from farebox.admin.standings import as_row
 from farebox.budgets.applying import Applied, Definitions
 from farebox.errors import Forbidden, MethodNotAllowed
 from farebox.keylimits import NONE, RATES, limits_of
 from farebox.records import Budget, Caller
+from farebox.server import Request
 from farebox.store import BudgetStore, Store, UsageFilter
 from farebox.store.reports import Reports
 
@@ -54,7 +53,7 @@ class MeApi:
         self._identify = identify
         self._now = now
 
-    async def answer(self, request: BaseRequest, query: Query) -> tuple[int, Any]:
+    async def answer(self, request: Request, query: Query) -> tuple[int, Any]:
         """Everything in one object; `since` moves where totals and sessions begin."""
         caller = await self._identify(request.headers)
         if request.method != "GET":

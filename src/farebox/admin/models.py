@@ -6,10 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from aiohttp.web_request import BaseRequest
-
 from farebox.admin.queries import check_known
 from farebox.models import Catalogue, overview, shapes
+from farebox.server import Request
 
 _PARAMETERS = frozenset(("provider", "model"))
 
@@ -22,11 +21,11 @@ class ModelsApi:
     def __init__(self, catalogue: Catalogue, now: Callable[[], datetime]) -> None:
         self._catalogue = catalogue
         self._now = now
-        self.actions: Mapping[tuple[str, str], Callable[[BaseRequest, str, Query], Awaitable[tuple[int, Any]]]] = {
+        self.actions: Mapping[tuple[str, str], Callable[[Request, str, Query], Awaitable[tuple[int, Any]]]] = {
             ("GET", "/models"): self._list
         }
 
-    async def _list(self, _: BaseRequest, __: str, query: Query) -> tuple[int, Any]:
+    async def _list(self, _: Request, __: str, query: Query) -> tuple[int, Any]:
         check_known(query, _PARAMETERS)
         catalogue, now = self._catalogue, self._now()
         listed = await catalogue.listing(overview.ANYONE, catalogue.config, overview.target(), {})

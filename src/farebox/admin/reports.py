@@ -15,14 +15,13 @@ from urllib.parse import unquote
 
 import msgspec
 import structlog
-from aiohttp.web_request import BaseRequest
 
 from farebox import csvtext
 from farebox.admin import queries
 from farebox.admin.queries import FILTERS, PAGING
 from farebox.errors import BadRequest, NotFound
 from farebox.logs import exception_facts
-from farebox.server import ClientGone, Reply, respond
+from farebox.server import ClientGone, Reply, Request, respond
 from farebox.store import Store
 from farebox.store.reports import ROW_COLUMNS, SUM_COLUMNS, ReportRow, Reports, Tool, read_groupings
 
@@ -35,7 +34,7 @@ _SESSION_COLUMNS = ("session", *SUM_COLUMNS, "models", "keys", "users", "provide
 _TOOL_COLUMNS = Tool.__struct_fields__
 
 Query = dict[str, str]
-Action = Callable[[BaseRequest, str, Query], Awaitable[tuple[int, Any] | Reply]]
+Action = Callable[[Request, str, Query], Awaitable[tuple[int, Any] | Reply]]
 
 
 class ReportsApi:
@@ -52,7 +51,7 @@ class ReportsApi:
             ("GET", "/sessions/{id}"): self._session,
         }
 
-    async def _usage(self, request: BaseRequest, _: str, query: Query) -> tuple[int, Any] | Reply:
+    async def _usage(self, request: Request, _: str, query: Query) -> tuple[int, Any] | Reply:
         if "group_by" in query:
             return await self._sums(request, query)
         queries.check_known(query, FILTERS, PAGING)
@@ -64,7 +63,7 @@ class ReportsApi:
         rows, place = await self._reports.page(where, after=after, rows_max=queries.read_limit(query))
         return 200, {"data": rows, "next": queries.cursor(place)}
 
-    async def _sums(self, request: BaseRequest, query: Query) -> tuple[int, Any] | Reply:
+    async def _sums(self, request: Request, query: Query) -> tuple[int, Any] | Reply:
         queries.check_known(query, FILTERS, frozenset(("group_by", "timezone", "limit")))
         by = read_groupings([query["group_by"]])
         report = await self._reports.sums(
@@ -78,7 +77,7 @@ class ReportsApi:
             return _csv(request, rows, (*by, *SUM_COLUMNS), "usage.csv")
         return 200, {"data": rows, "total": report.total, "more": report.more}
 
-    async def _timeseries(self, request: BaseRequest, _: str, query: Query) -> tuple[int, Any] | Reply:
+    async def _timeseries(self, request: Request, _: str, query: Query) -> tuple[int, Any] | Reply:
         queries.check_known(query, FILTERS, frozenset(("metric", "interval", "group_by", "timezone")))
         metric, interval, where = queries.read_series(query, self._now())
         groupings = read_groupings([query["group_by"]]) if "group_by" in query else ()
@@ -100,12 +99,12 @@ class ReportsApi:
         facts = {"metric": metric, "interval": interval, "timezone": query.get("timezone", "UTC")}
         return 200, {**facts, "since": where.since, "until": where.until, "data": rows}
 
-    async def _tools(self, request: BaseRequest, _: str, query: Query) -> tuple[int, Any] | Reply:
+    async def _tools(self, request: Request, _: str, query: Query) -> tuple[int, Any] | Reply:
         queries.check_known(query, FILTERS)
         rows = [msgspec.structs.asdict(tool) for tool in await self._reports.tools(queries.read_filter(query))]
         return _csv(request, rows, _TOOL_COLUMNS, "tools.csv") if _wants_csv(request) else (200, {"data": rows})
 
-    async def _sessions(self, request: BaseRequest, _: str, query: Query) -> tuple[int, Any] | Reply:
+    async def _sessions(self, request: Request, _: str, query: Query) -> tuple[int, Any] | Reply:
         queries.check_known(query, FILTERS, PAGING)
         after, rows_max = queries.read_session_cursor(query), queries.read_limit(query)
         sessions, place = await self._reports.sessions(queries.read_filter(query), after=after, rows_max=rows_max)
@@ -114,7 +113,7 @@ class ReportsApi:
             return _csv(request, rows, _SESSION_COLUMNS, "sessions.csv")
         return 200, {"data": rows, "next": queries.cursor(place)}
 
-    async def _session(self, request: BaseRequest, item: str, query: Query) -> tuple[int, Any] | Reply:
+    async def _session(self, request: Request, item: str, query: Query) -> tuple[int, Any] | Reply:
         queries.check_known(query, FILTERS - {"session"}, PAGING)
         where, after = queries.read_filter(query, session=unquote(item)), queries.read_cursor(query)
         if _wants_csv(request):
@@ -128,7 +127,7 @@ class ReportsApi:
         return 200, {"session": sessions[0].as_row(), "data": rows, "next": queries.cursor(place)}
 
 
-def _wants_csv(request: BaseRequest) -> bool:
+def _wants_csv(request: Request) -> bool:
     return "text/csv" in request.headers.get("Accept", "").lower()
 
 
@@ -136,12 +135,12 @@ def _csv_headers(name: str) -> list[tuple[bytes, bytes]]:
     return [_NO_STORE, (b"Content-Disposition", b'attachment; filename="%b"' % name.encode())]
 
 
-def _csv(request: BaseRequest, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], name: str) -> Reply:
+def _csv(request: Request, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], name: str) -> Reply:
     body = (csvtext.header(columns) + csvtext.lines(rows, columns)).encode()
     return respond(request, 200, body, content_type=b"text/csv; charset=utf-8", headers=_csv_headers(name))
 
 
-async def _stream(request: BaseRequest, pages: AsyncIterator[list[ReportRow]], name: str) -> Reply:
+async def _stream(request: Request, pages: AsyncIterator[list[ReportRow]], name: str) -> Reply:
     """Rows as CSV, page by page. What can be refused is refused before the answer begins; a fault later on cuts it."""
     rows = await anext(pages)
     reply = Reply(request)

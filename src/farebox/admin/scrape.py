@@ -6,14 +6,12 @@ import asyncio
 import gzip
 import hmac
 
-from aiohttp.web_request import BaseRequest
-
 from farebox import paths
 from farebox.config import Config
 from farebox.config.web import is_loopback
 from farebox.errors import Forbidden, InvalidKey, MethodNotAllowed
 from farebox.metrics import CONTENT_TYPE, Metrics
-from farebox.server import Reply, respond
+from farebox.server import Reply, Request, respond
 
 PATH = "/metrics"
 _GZIP_LEVEL = 1
@@ -31,7 +29,7 @@ class Scrape:
         self.config = config
         self._writing: asyncio.Task[tuple[bytes, bytes]] | None = None
 
-    async def answer(self, request: BaseRequest) -> Reply:
+    async def answer(self, request: Request) -> Reply:
         """One scrape. Raises `MethodNotAllowed`, `InvalidKey`, `Forbidden`."""
         if request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{request.method} is not a method of {PATH}.")
@@ -45,7 +43,7 @@ class Scrape:
             headers.append((b"Content-Encoding", b"gzip"))
         return respond(request, 200, body, content_type=CONTENT_TYPE, headers=headers)
 
-    def _check(self, request: BaseRequest) -> None:
+    def _check(self, request: Request) -> None:
         token, server = self.config.metrics.token, self.config.server
         if token is None:
             # A page that had its own name point to this machine could read along in somebody's browser.
@@ -69,7 +67,7 @@ class Scrape:
         return body, await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL)
 
 
-def _takes_gzip(request: BaseRequest) -> bool:
+def _takes_gzip(request: Request) -> bool:
     """Whether the client names gzip and does not rule it out."""
     for offer in ",".join(request.headers.getall("Accept-Encoding", ())).split(","):
         coding, _, parameters = offer.partition(";")

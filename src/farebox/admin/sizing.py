@@ -13,20 +13,19 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from aiohttp.web_request import BaseRequest
 
 from farebox.admin.queries import check_known
 from farebox.config import Config
 from farebox.errors import BadRequest
 from farebox.pricing import Pricer
-from farebox.server import Reply, read_body
+from farebox.server import Reply, Request, read_body
 from farebox.sizing import Sizer, Sizing
 from farebox.tokens import Tokens
 
 BODY_BYTES_MAX = 4 << 20
 _STALL_S = 30.0
 
-Action = Callable[[BaseRequest, str, dict[str, str]], Any]
+Action = Callable[[Request, str, dict[str, str]], Any]
 
 
 class _Text(msgspec.Struct):
@@ -50,7 +49,7 @@ class SizingApi:
         self._turn = asyncio.Semaphore(1)
         self.actions: Mapping[tuple[str, str], Action] = {("POST", "/tokens"): self._size}
 
-    async def _size(self, request: BaseRequest, _: str, query: dict[str, str]) -> tuple[int, Any] | Reply:
+    async def _size(self, request: Request, _: str, query: dict[str, str]) -> tuple[int, Any] | Reply:
         check_known(query, frozenset(("provider",)))
         count = self._counting(await read_body(request, BODY_BYTES_MAX, _STALL_S), query.get("provider"))
         async with self._turn:

@@ -15,11 +15,10 @@ import os
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
-from aiohttp.web_request import BaseRequest
 
 from farebox import codings, routing
 from farebox.accounting import Ending
@@ -41,8 +40,8 @@ from farebox.records import Caller, UsageEvent
 from farebox.request import claims, read_facts
 from farebox.server import (
     ClientGone,
-    Connection,
     Reply,
+    Request,
     Upload,
     read_body,
     refuse,
@@ -112,12 +111,12 @@ class Proxy:
         old, self._snapshot = self._snapshot, snapshot
         return old
 
-    async def handle(self, request: BaseRequest) -> Reply:
+    async def handle(self, request: Request) -> Reply:
         """Answer one request."""
         with self._snapshot as snapshot:
             return await self._handle(request, snapshot)
 
-    async def _handle(self, request: BaseRequest, snapshot: Snapshot) -> Reply:
+    async def _handle(self, request: Request, snapshot: Snapshot) -> Reply:
         now = self._clock.now()
         request_id = uuid7(int(now.timestamp() * 1000), os.urandom(10))
         try:
@@ -126,7 +125,7 @@ class Proxy:
             return refuse(request, refusal, str(request_id))
         if request.transport is None:
             return Reply(request)  # the client left while its key was looked up
-        connection = cast(Connection, request.protocol)
+        connection = request.protocol
         connection.on_lost = call.client_left
         self._calls.add(call)
         self._idle.clear()
@@ -175,7 +174,7 @@ class Proxy:
                     call.task.cancel()  # the count is given up, the event is not
                 await self._idle.wait()
 
-    async def _admit(self, request: BaseRequest, snapshot: Snapshot, request_id: UUID, now: datetime) -> Call:
+    async def _admit(self, request: Request, snapshot: Snapshot, request_id: UUID, now: datetime) -> Call:
         """Everything that needs no body: room, the target, the caller."""
         config = snapshot.config
         received = self._clock.monotonic()

@@ -9,8 +9,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
-from aiohttp.web_request import BaseRequest
-
 from farebox.accounting import Attempt
 from farebox.config import Metering
 from farebox.heads import RequestHead
@@ -19,7 +17,7 @@ from farebox.paths import Target
 from farebox.proxy.snapshot import Snapshot
 from farebox.records import Caller
 from farebox.request import Identity, RequestFacts
-from farebox.server import Reply
+from farebox.server import Reply, Request
 
 if TYPE_CHECKING:
     from farebox.budgets.applying import Applied
@@ -39,7 +37,7 @@ class Clock:
 class Call:
     """One client request. An attempt at a provider is settled exactly once: `attempt` is the one that is not yet."""
 
-    request: BaseRequest
+    request: Request
     snapshot: Snapshot
     """The config this call is served by, whatever is reloaded meanwhile."""
     request_id: UUID

@@ -1,0 +1,230 @@
+"""A client's connection: aiohttp parses what comes on it, and one handler answers each request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, cast
+
+import structlog
+from aiohttp import web
+from aiohttp.http import RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_protocol import ERROR, RequestHandler
+
+from farebox import paths
+from farebox.errors import BadRequest, HeadersTooLarge, InternalError, Refusal
+from farebox.logs import exception_facts
+from farebox.server.reply import Reply, refuse
+from farebox.server.request import Request
+
+Handler = Callable[[Request], Awaitable[Reply]]
+
+_OVER = web.PayloadAccessError()
+
+
+class Connection(RequestHandler):
+    """aiohttp's connection, which also says when the client leaves, and keeps quiet about malformed input."""
+
+    __slots__ = ("answering", "on_lost", "refused")
+
+    def __init__(self, manager: Server, **kwargs: Any) -> None:
+        super().__init__(manager, **kwargs)
+        self.on_lost: Callable[[], None] | None = None
+        self.answering: Request | None = None
+        """The request whose answer has begun and is not over."""
+        self.refused = manager.refused
+
+    async def start(self) -> None:
+        """Serve this connection's requests, one after the other: aiohttp's loop, without its task, request and
+        response for each of them."""
+        try:
+            while not self._force_close:
+                if not self._messages:
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                message, payload = self._messages.popleft()
+                if self._parser is not None:
+                    self._parser.message_consumed()
+                if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+                    self._resume_reading_if_drained()
+                if not isinstance(message, RawRequestMessage):
+                    reply = self._malformed_reply(message)
+                else:
+                    request = Request(message, payload, self)
+                    reply = await self._answer(request)
+                self._keepalive = reply.keep_alive
+                if not payload.is_eof():
+                    await self._linger(payload)
+                    payload.set_exception(_OVER)
+                if not self._keepalive or self._close or self._force_close:
+                    break
+                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+                if self._keepalive_handle is None:
+                    self._keepalive_handle = self._loop.call_at(
+                        self._next_keepalive_close_time, self._process_keepalive
+                    )
+        except asyncio.CancelledError:
+            self.force_close()
+            raise
+        except Exception as exc:
+            self.log_exception(exc_info=exc)
+            self.force_close()
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _answer(self, request: Request) -> Reply:
+        """The handler's answer, or what stands for it where the handler raises."""
+        handler: Any = self._request_handler
+        self._request_in_progress = True
+        self._current_request = cast(Any, request)
+        try:
+            reply: Reply = await handler(request)
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:
+            reply = self._failed(request, exc)
+        finally:
+            self._current_request = None
+            self._request_in_progress = False
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
+        self.answering = None
+        if self._upgraded:
+            await self.finish_response(cast(Any, request), cast(Any, reply), None)
+        return reply
+
+    async def _linger(self, payload: StreamReader) -> None:
+        """Read on for a while what nobody wants: closing on a client that still sends could lose it its answer."""
+        await asyncio.sleep(0)  # who sent it on to a provider was told to stop, and lets go of it now
+        if not self._force_close and self._lingering_time:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._lingering_time):
+                    while not payload.is_eof():
+                        await payload.readany()
+        if not payload.is_eof() and not self._force_close:
+            self.close()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """aiohttp's hook for a body that was read: it would look for more to parse, and there is more only where
+        the parser was paused (2.5 µs a request)."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
+            self._malformed()
+
+    def _malformed(self) -> None:
+        """What came last does not parse. If it was to be part of a body, whoever reads that body is told:
+        aiohttp would let them wait for the rest."""
+        if len(self._messages) > 1:
+            content = self._messages[-2][1]
+        elif self._current_request is not None:
+            content = self._current_request.content
+        else:
+            return
+        if not content.is_eof():
+            self._messages.pop()
+            content.set_exception(web.RequestPayloadError("malformed"))
+            content.feed_eof()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        manager = cast(Server, self._manager)
+        if len(manager._connections) > manager.connections_max:
+            self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        on_lost, self.on_lost = self.on_lost, None
+        super().connection_lost(exc)
+        if on_lost is not None:
+            on_lost()
+
+    def _failed(self, request: Request, exc: Exception) -> Reply:
+        """The handler raised. Nothing of it is quoted."""
+        structlog.get_logger().error("request failed", **exception_facts(exc))
+        if self.answering is request:
+            # A second head would be read as part of the first one's body.
+            reply = Reply(request)
+            reply.abort()
+            return reply
+        refusal = InternalError("farebox failed while handling this request; its log says where.")
+        return refuse(request, refusal, close=True)
+
+    def _malformed_reply(self, error: Any) -> Reply:
+        """What came does not parse. Nothing of it is quoted."""
+        name = type(error.exc).__name__
+        refusal: Refusal
+        if name == "LineTooLong":
+            refusal = HeadersTooLarge("The request line or a header is longer than server.header_bytes_max.")
+        else:
+            structlog.get_logger().info("malformed request", error=name)
+            refusal = BadRequest("This is not a well-formed HTTP request.")
+        return refuse(Request(ERROR, EMPTY_PAYLOAD, self), refusal, close=True)
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        exc = kw.get("exc_info")
+        facts = exception_facts(exc) if isinstance(exc, BaseException) else {}
+        structlog.get_logger().error("connection failed", **facts)
+
+
+class Server(web.Server):
+    """Makes a `Connection` for each client; past `connections_max` a new one is closed at once.
+
+    `refused` is told the code of every refusal that is answered, whoever refuses.
+    """
+
+    def __init__(self, handler: Any, *, connections_max: int, refused: Callable[[str], None], **kwargs: Any) -> None:
+        super().__init__(handler, **kwargs)
+        self.connections_max = connections_max
+        self.refused = refused
+
+    def change(
+        self, *, keepalive_timeout_s: float, header_bytes_max: int, headers_max: int, connections_max: int
+    ) -> None:
+        """Follow a new config: connections that are open keep what they began with."""
+        self._kwargs.update(_bounds(keepalive_timeout_s, header_bytes_max, headers_max))
+        self.connections_max = connections_max
+
+    def __call__(self) -> RequestHandler:
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+
+def make_server(
+    handler: Handler,
+    *,
+    keepalive_timeout_s: float,
+    header_bytes_max: int,
+    headers_max: int,
+    connections_max: int = 20_000,
+    lingering_s: float = 5.0,
+    refused: Callable[[str], None] = lambda code: None,
+) -> Server:
+    """The protocol factory for `loop.create_server`. Request bodies are handed on as sent, never decompressed."""
+    return Server(
+        cast(Any, handler),
+        connections_max=connections_max,
+        refused=refused,
+        lingering_time=lingering_s,
+        auto_decompress=False,
+        access_log=None,
+        **_bounds(keepalive_timeout_s, header_bytes_max, headers_max),
+    )
+
+
+def _bounds(keepalive_timeout_s: float, header_bytes_max: int, headers_max: int) -> dict[str, Any]:
+    """aiohttp's names for what the config bounds."""
+    return {
+        "keepalive_timeout": keepalive_timeout_s,
+        "max_line_size": max(header_bytes_max, paths.TARGET_BYTES_MAX + 64),
+        "max_field_size": header_bytes_max,
+        "max_headers": headers_max,
+    }
