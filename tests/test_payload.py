@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farebox.accounting import Attempt, begun, provisional
 from farebox.dialects.raw import LEFT_OUT
-from farebox.payload import BYTES_MAX, bare, cut, encode, repair
-from farebox.records import ToolCall, UsageEvent
+from farebox.paths import parse
+from farebox.payload import BYTES_MAX, bare, cut, encode
+from farebox.records import Caller, ToolCall, UsageEvent
 from support.events import STARTED, event
 
 HARSH = st.text(st.characters(codec=None), max_size=300) | st.sampled_from(["\0", "\ud800", "x" * 9000, "😀" * 3000])
@@ -146,10 +148,47 @@ def test_bare_mends_times_and_defaults() -> None:
     assert (members["status"], members["output_tokens"], members["attempt"]) == (None, 3, 1)
 
 
-def test_repair_leaves_what_is_well() -> None:
-    """A begin that needs nothing is passed on as the same bytes; one that does is mended."""
-    payload = encode(event(team="ops"))
-    assert repair(payload) is payload
-    members = storable(repair(msgspec.json.encode({"id": "x", "team": "a\0b", "session": "s" * 9000})))
-    assert members["team"] == "a\ufffdb"
-    assert len(members["session"]) == 200
+CALLERS = st.builds(
+    Caller,
+    kind=st.just("virtual"),
+    key_id=st.none() | st.uuids(),
+    key_name=st.none() | HARSH,
+    team=st.none() | HARSH,
+    project=st.none() | HARSH,
+)
+ATTEMPTS = st.builds(
+    Attempt,
+    id=st.uuids(),
+    request_id=st.uuids(),
+    number=st.integers(1, 5),
+    caller=CALLERS,
+    target=st.sampled_from(["/v1/chat/completions", "/v1/moderations", "/v1/files", "/v1/embeddings", "/v1/odd"]).map(
+        lambda path: parse("POST", path)
+    ),
+    provider=HARSH,
+    dialect=HARSH,
+    model=st.none() | HARSH,
+    stream=st.booleans(),
+    session=st.none() | HARSH,
+    end_user=st.none() | HARSH,
+    tags=st.dictionaries(HARSH, HARSH, max_size=5),
+    request_bytes=st.integers(0, 2**40),
+    started_at=st.datetimes(timezones=st.just(UTC), max_value=datetime(9000, 1, 1)),
+    received=st.just(7.0),
+    sent=st.just(7.0),
+    service_tier=st.sampled_from([None, "", "auto", "flex", "x" * 9000]),
+)
+
+
+@given(ATTEMPTS)
+def test_what_is_journalled_first_is_the_row_of_a_crash(attempt: Attempt) -> None:
+    """The short begin of a call without budgets becomes the row that its whole provisional event would have become."""
+    begin = encode(begun(attempt))
+    storable(begin)
+    row, whole = (
+        msgspec.json.decode(cut(form, attempt.started_at.timestamp()), type=UsageEvent)
+        for form in (begin, encode(provisional(attempt)))
+    )
+    if len(begin) < BYTES_MAX // 2:  # near the bound the longer one has to give up more
+        assert row == whole
+    assert (row.id, row.outcome) == (attempt.id, "farebox_cut")

@@ -16,7 +16,7 @@ from uuid import UUID
 from farebox.holds import Hold, put_hold
 from farebox.meter import Reading
 from farebox.paths import Target
-from farebox.records import Caller, Outcome, UsageEvent, UsageSource
+from farebox.records import Begun, Caller, Outcome, UsageEvent, UsageSource
 
 BYTES_PER_TOKEN = 4
 """The roughest estimate there is, for a `begin` that no `end` follows: tokens are not counted then."""
@@ -66,15 +66,51 @@ class Estimate:
     output_tokens: int | None = None
 
 
+def begun(attempt: Attempt) -> Begun:
+    """What is journalled of an attempt for which nothing is held, before its first byte goes up.
+
+    A crash makes the row of it that `provisional` would be.
+    """
+    caller, target = attempt.caller, attempt.target
+    estimated = _estimated(target)
+    return Begun(
+        attempt.id,
+        attempt.request_id,
+        attempt.number,
+        attempt.started_at,
+        attempt.provider,
+        attempt.dialect,
+        target.endpoint,
+        target.operation,
+        caller.key_id,
+        caller.key_name,
+        caller.team,
+        caller.project,
+        attempt.end_user,
+        attempt.session,
+        attempt.tags,
+        attempt.model,
+        _asked_tier(attempt),
+        attempt.stream,
+        "estimate" if estimated else "none",
+        math.ceil(attempt.request_bytes / BYTES_PER_TOKEN) if estimated else None,
+    )
+
+
 def provisional(attempt: Attempt) -> UsageEvent:
-    """The event a crash would leave: journalled before the first byte goes up."""
+    """The event a crash would leave, with what is held for it."""
     event = _event(attempt, "farebox_cut", finished=attempt.received)
-    if attempt.target.metered and attempt.target.operation != "moderations":
+    if _estimated(attempt.target):
         event.usage_source = "estimate"
         event.input_tokens = math.ceil(attempt.request_bytes / BYTES_PER_TOKEN)
     if attempt.hold is not None:
         put_hold(event, attempt.hold)
     return event
+
+
+def _estimated(target: Target) -> bool:
+    """Whether a call of which nothing is known but its request used tokens, for all that is known."""
+    return target.metered and target.operation != "moderations"
 
 
 def outcome_of(attempt: Attempt, reading: Reading | None, ending: Ending, *, gone: bool) -> Outcome:

@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from farebox.dialects.raw import nothing_kept, shortened
-from farebox.records import UsageEvent
+from farebox.records import Begun, UsageEvent
 
 BYTES_MAX = 4096
 """Largest payload; the journal's room is counted in it."""
@@ -51,18 +51,13 @@ _BARE_TEXTS = ("provider", "dialect", "endpoint", "operation")
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(UsageEvent)}
 
 
-def encode(event: UsageEvent) -> bytes:
+def encode(event: UsageEvent | Begun) -> bytes:
     """`event` as a JSON object whose members are columns, at most `BYTES_MAX` bytes, valid for `jsonb`."""
     try:
         data = _ENCODER.encode(event)
     except UnicodeEncodeError:
         data = b"\\u"
     return data if _fits(data) else _shrunk(_members(event))
-
-
-def repair(payload: bytes) -> bytes:
-    """The same for an event that is JSON already; ValueError if it is no JSON object."""
-    return payload if _fits(payload) else _shrunk(_clean(_object(payload)))
 
 
 def _fits(payload: bytes) -> bool:
@@ -138,11 +133,11 @@ def _charged(old: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _members(event: UsageEvent) -> dict[str, Any]:
+def _members(event: UsageEvent | Begun) -> dict[str, Any]:
     members = {name: getattr(event, name) for name in event.__struct_fields__}
-    if isinstance(event.usage_raw, msgspec.Raw):
+    if isinstance(raw := members.get("usage_raw"), msgspec.Raw):
         try:
-            members["usage_raw"] = msgspec.json.decode(event.usage_raw)
+            members["usage_raw"] = msgspec.json.decode(raw)
         except (msgspec.MsgspecError, ValueError):
             members["usage_raw"] = None
     cleaned = _clean(members)

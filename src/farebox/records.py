@@ -150,6 +150,35 @@ class UsageEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Stream events the parser could not read; the bytes went on all the same."""
 
 
+class Begun(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """An attempt that goes out, as it is journalled before its first byte: what a row says that a crash cuts off.
+
+    The fields of the `UsageEvent` that are known then, in an order of their own, so that it can be made by
+    position: that and the fewer fields cost 0.8 us with its JSON, where the whole event costs 3.4.
+    """
+
+    id: UUID
+    request_id: UUID
+    attempt: int
+    started_at: datetime
+    provider: str
+    dialect: str
+    endpoint: str
+    operation: Operation
+    key_id: UUID | None = None
+    key_name: str | None = None
+    team: str | None = None
+    project: str | None = None
+    end_user: str | None = None
+    session: str | None = None
+    tags: dict[str, str] = {}
+    requested_model: str | None = None
+    service_tier: str | None = None
+    stream: bool = False
+    usage_source: UsageSource = "none"
+    input_tokens: int | None = None
+
+
 Scope = Literal["global", "team", "project", "user", "key", "session", "model"]
 """What a budget counts by: each distinct value of it has counters of its own."""
 

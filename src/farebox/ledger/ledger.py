@@ -116,13 +116,13 @@ class Ledger:
 
     # -- what the data plane calls ---------------------------------------------------------------
 
-    def begin(self, id: UUID, event: bytes) -> None:
-        """Write down that an attempt goes out; `event` is the JSON of the row a crash would leave.
+    def begin(self, id: UUID, begun: bytes) -> None:
+        """Write down that an attempt goes out; `begun` (made by `payload.encode`) tells the row a crash would leave.
 
         Raises JournalFull or JournalFailed: then the attempt must not go out. Cheap: one write, no sync.
         """
         try:
-            self._journal.begin(id.bytes, payload.repair(event))
+            self._journal.begin(id.bytes, begun)
         except JournalUnavailable as error:
             if not self._refusing:
                 self._refusing = True

@@ -27,7 +27,7 @@ from farebox.credentials import Credentials, holds_key
 from farebox.doubts import check_repeated, other_models
 from farebox.errors import BadRequest, Forbidden, InternalError, PathClosed, Refusal, Unavailable
 from farebox.heads import misplaced_key
-from farebox.ids import uuid7
+from farebox.ids import Ids
 from farebox.logs import exception_facts
 from farebox.meter import Reading
 from farebox.proxy.call import Call, Clock
@@ -86,9 +86,11 @@ class Proxy:
         self._identify = identify
         self._recall = recall
         self._clock = clock
+        self._ids = Ids(os.urandom)
         self._log = structlog.get_logger()
         self._settler = Settler(record=record, estimate=estimate, price=price, clock=clock)
         self._forwarder = Forwarder(
+            ids=self._ids,
             begin=begin,
             settler=self._settler,
             relay=Relay(self._settler, clock),
@@ -118,7 +120,7 @@ class Proxy:
 
     async def _handle(self, request: Request, snapshot: Snapshot) -> Reply:
         now = self._clock.now()
-        request_id = uuid7(int(now.timestamp() * 1000), os.urandom(10))
+        request_id = self._ids.mint(now.timestamp())
         try:
             call = await self._admit(request, snapshot, request_id, now)
         except Refusal as refusal:

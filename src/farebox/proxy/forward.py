@@ -8,7 +8,6 @@ provider may still bill, so that takes the route's `retry_sent`. Every attempt i
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from farebox import accounting, payload, routing, splice
 from farebox.accounting import Attempt
 from farebox.config import Provider
 from farebox.errors import BadRequest, FareboxError, Unavailable, UpstreamTimeout, UpstreamUnreachable
-from farebox.ids import uuid7
+from farebox.ids import Ids
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.relay import Relay, make_meter
 from farebox.proxy.settle import Settler
@@ -57,6 +56,7 @@ class Forwarder:
     def __init__(
         self,
         *,
+        ids: Ids,
         begin: Callable[[UUID, bytes], None],
         settler: Settler,
         relay: Relay,
@@ -64,6 +64,7 @@ class Forwarder:
         guard: Guard | None = None,
     ) -> None:
         self._guard = guard
+        self._ids = ids
         self._begin = begin
         self._settler = settler
         self._relay = relay
@@ -177,7 +178,7 @@ class Forwarder:
         received = call.received if first else self._clock.monotonic()
         return Attempt(
             # The first attempt carries the request's id: without a fallback the two are the same.
-            id=call.request_id if first else uuid7(int(started_at.timestamp() * 1000), os.urandom(10)),
+            id=call.request_id if first else self._ids.mint(started_at.timestamp()),
             request_id=call.request_id,
             number=number,
             caller=call.caller,
@@ -198,7 +199,7 @@ class Forwarder:
 
     def _journal(self, call: Call, attempt: Attempt) -> None:
         ticket = call.ticket
-        facts = ticket.facts if ticket is not None else payload.encode(accounting.provisional(attempt))
+        facts = ticket.facts if ticket is not None else payload.encode(accounting.begun(attempt))
         try:
             self._begin(attempt.id, facts)
         except FareboxError as exc:
