@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -141,11 +142,12 @@ class FakeProvider:
     """What went wrong in scripts."""
     reads_bodies: bool = True
     """Off: a script gets its request as soon as the head is there, and takes the body from `Wire.upload`."""
+    tls: ssl.SSLContext | None = None
 
     async def __aenter__(self) -> Self:
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections = 0
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 22)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 22, ssl=self.tls)
         self.port: int = self._server.sockets[0].getsockname()[1]
         return self
 

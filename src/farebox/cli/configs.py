@@ -9,6 +9,8 @@ from pathlib import Path
 
 from farebox.cli.common import DEFAULT_CONFIG, Commands, add_config, command, read_config
 from farebox.config.example import render
+from farebox.upstream import Unusable
+from farebox.upstream.opening import Opener
 
 
 def add(commands: Commands) -> None:
@@ -28,6 +30,11 @@ def run_check(args: argparse.Namespace) -> int:
     config = read_config(args)
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    for provider in config.providers.values():
+        try:
+            Opener(provider)
+        except Unusable as exc:  # here; it may be otherwise where farebox is to serve
+            print(f"warning: {exc}", file=sys.stderr)
     providers = ", ".join(config.providers) or "none enabled: the built-in demo provider will answer"
     print(f"ok: {args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else 'built-in defaults')}")
     print(f"providers: {providers}")

@@ -14,6 +14,7 @@ _KINDS = {
     "connect_timeout": "connect",
     "dns": "connect",
     "tls": "connect",
+    "proxy": "connect",
     "response_timeout": "timeout",
     "idle_timeout": "timeout",
     "farebox_fault": "farebox",
@@ -36,7 +37,7 @@ def error_kind(event: UsageEvent) -> str | None:
     """Which of `families.ERROR_KINDS` a provider failed with; None when it did not fail.
 
     4xx, 429, 5xx    the answer's status
-    connect          no connection: refused, unreachable, no such name, TLS
+    connect          no connection: refused, unreachable, no such name, TLS, a proxy that would not
     timeout          no answer, or no further byte of one, in time
     broken           what came was no answer, or the connection was lost before one
     cut              a 2xx answer that ended early

@@ -11,6 +11,7 @@ import asyncio
 import os
 import socket
 import ssl
+from asyncio import sslproto
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,12 +24,21 @@ from farebox.upstream.proxies import Via, find_proxy
 
 ADDRESSES_S = 30.0
 """Seconds a name's addresses are believed."""
+TLS_BUFFER_BYTES = 16 * 1024
+"""What a TLS connection keeps to receive into: one record. asyncio's own would be 256 KiB, all of it in memory."""
 _EYEBALLS_S = 0.25
+_ALPN = ["http/1.1"]
 _PROXY_HEAD_BYTES_MAX = 16 * 1024
 
 Addresses = list[tuple[Any, ...]]
 Resolve = Callable[[str, int], Awaitable[Addresses]]
 """(host, port) to what getaddrinfo gives for a stream. Raises OSError, UnicodeError."""
+
+
+class _Secured(sslproto.SSLProtocol):
+    """TLS between a socket and a protocol."""
+
+    max_size = TLS_BUFFER_BYTES
 
 
 class Opener:
@@ -81,12 +91,9 @@ class Opener:
         try:
             if self.via is not None and self._tls:
                 await self._tunnel(loop, sock, self.via)
-            _, protocol = await loop.create_connection(
-                factory,
-                sock=sock,
-                ssl=self._tls_context() if self._tls else None,
-                server_hostname=self._host if self._tls else None,
-            )
+            if self._tls:
+                return await self._secured(loop, sock, factory())
+            _, protocol = await loop.create_connection(factory, sock=sock)
         except ssl.SSLError:
             sock.close()
             raise UpstreamError("tls", sent=False) from None
@@ -140,6 +147,23 @@ class Opener:
         if not status or not (len(status[0]) == 3 and status[0].startswith(b"2")):
             raise UpstreamError("proxy", sent=False)
 
+    async def _secured(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, protocol: asyncio.BaseProtocol
+    ) -> asyncio.BaseProtocol:
+        """What `loop.create_connection(ssl=...)` does, with a smaller buffer. Raises SSLError, OSError."""
+        context = self._tls_context()
+        shaken = loop.create_future()
+        name = self._host.rstrip(".")
+        transport, _ = await loop.create_connection(
+            lambda: _Secured(loop, protocol, context, shaken, server_hostname=name), sock=sock
+        )
+        try:
+            await shaken
+        except BaseException:
+            transport.abort()
+            raise
+        return protocol
+
     def _tls_context(self) -> ssl.SSLContext:
         """Made when first needed: reading the system's authorities takes longer than all else at a start."""
         if self._context is None:
@@ -147,13 +171,16 @@ class Opener:
             if not self._verify:
                 self._context.check_hostname = False
                 self._context.verify_mode = ssl.CERT_NONE
+            self._context.set_alpn_protocols(_ALPN)
         return self._context
 
 
 def _own_authorities(name: str, path: str) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=path)
+        context = ssl.create_default_context(cafile=path)
     except OSError as exc:
         # What OpenSSL says of a file that holds no certificates names no file.
         why = "it holds no certificates in PEM" if isinstance(exc, ssl.SSLError) else exc.strerror
         raise Unusable("tls_ca_file", f"providers.{name}.tls_ca_file: {path} can't be used: {why}") from None
+    context.set_alpn_protocols(_ALPN)
+    return context
