@@ -93,7 +93,7 @@ def begun(attempt: Attempt) -> Begun:
         _asked_tier(attempt),
         attempt.stream,
         "estimate" if estimated else "none",
-        math.ceil(attempt.request_bytes / BYTES_PER_TOKEN) if estimated else None,
+        -(-attempt.request_bytes // BYTES_PER_TOKEN) if estimated else None,
     )
 
 

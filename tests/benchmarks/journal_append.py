@@ -1,9 +1,10 @@
-"""What one call costs the ledger: `begin` and `record`, and the drain's share, in microseconds.
+"""What one call costs the ledger: `begin` and `record`, with the making of what they write, and the drain's share.
 
     python tests/benchmarks/journal_append.py [CALLS]
 
-CPU is this process's own (the sync thread included). The second column leaves `pwrite` out: it is
-replaced by nothing, so what remains is Python's.
+CPU is this process's own (the sync thread included), in microseconds a call. The second column leaves `pwrite`
+out: it is replaced by nothing, so what remains is Python's. The drain follows every `DRAINED` calls, as it does
+when Postgres keeps up, and goes nowhere; `behind` is the drain of ends that are in the files only.
 """
 
 from __future__ import annotations
@@ -21,13 +22,18 @@ from uuid import UUID
 
 import msgspec
 
+from farebox.accounting import Attempt, begun
 from farebox.journal import Journal
 from farebox.ledger import Ledger
+from farebox.paths import parse
 from farebox.payload import encode
-from farebox.records import ToolCall, UsageEvent
+from farebox.records import Caller, ToolCall, UsageEvent
 
 IN_FLIGHT = 100
+DRAINED = 400
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
+TARGET = parse("POST", "/v1/chat/completions")
+CALLER = Caller(kind="virtual", key_id=UUID(int=1), key_name="ci", team="research")
 
 
 def event(number: int) -> UsageEvent:
@@ -68,15 +74,38 @@ def event(number: int) -> UsageEvent:
     )
 
 
+def attempt(number: int) -> Attempt:
+    """The attempt that ends as `event`."""
+    id = UUID(int=number)
+    return Attempt(
+        id=id,
+        request_id=id,
+        number=1,
+        caller=CALLER,
+        target=TARGET,
+        provider="openai",
+        dialect="openai",
+        model="gpt-5-mini",
+        stream=True,
+        session="0193f0c2-7d1e-7b52-9d0a-1c2d3e4f5a6b",
+        end_user=None,
+        tags={"tier": "cheap"},
+        request_bytes=5000,
+        started_at=NOW,
+        received=0.0,
+        sent=0.0,
+    )
+
+
 async def _nowhere(events: object) -> int:
     return 0
 
 
 async def measure(calls: int) -> None:
     """Print one table."""
-    events = [event(n) for n in range(calls)]
-    begins = [encode(e) for e in events]
-    print(f"{calls} calls, begin {len(begins[0])} bytes; us a call    with pwrite   without")
+    attempts, events = [attempt(n) for n in range(calls)], [event(n) for n in range(calls)]
+    sizes = len(encode(begun(attempts[0]))), len(encode(events[0]))
+    print(f"{calls} calls, begin {sizes[0]} bytes, end {sizes[1]}; us a call    with pwrite   without")
     real: Callable[[int, bytes, int], int] = os.pwrite
     columns: list[dict[str, float]] = []
     for write in (real, lambda fd, data, offset: len(data)):
@@ -85,13 +114,12 @@ async def measure(calls: int) -> None:
             await ledger.open()
             os.pwrite = write  # type: ignore[assignment]
             try:
-                columns.append(_append(ledger, events, begins))
+                columns.append(await _spent(ledger, attempts, events, follow=True))
+                if write is real:
+                    behind = await _spent(ledger, attempts, events, follow=False)
+                    columns[0]["behind"] = behind["drain"]
             finally:
                 os.pwrite = real
-            if write is real:
-                start = time.process_time()
-                assert await ledger.flush(600)
-                columns[0]["drain"] = time.process_time() - start
             for task in ledger._tasks:
                 task.cancel()
             ledger._journal._resources.close()
@@ -100,19 +128,30 @@ async def measure(calls: int) -> None:
         print(f"{name:<44}{values[0]}{values[1]}")
 
 
-def _append(ledger: Ledger, events: list[UsageEvent], begins: list[bytes]) -> dict[str, float]:
-    spent = {"begin": 0.0, "record": 0.0}
+async def _spent(
+    ledger: Ledger, attempts: list[Attempt], events: list[UsageEvent], *, follow: bool
+) -> dict[str, float]:
+    spent = {"begin": 0.0, "record": 0.0, "drain": 0.0}
     for first in range(0, len(events), IN_FLIGHT):
         group = slice(first, first + IN_FLIGHT)
         start = time.process_time()
-        for one, begin in zip(events[group], begins[group], strict=True):
-            ledger.begin(one.id, begin)
+        for one in attempts[group]:
+            ledger.begin(one.id, encode(begun(one)))
         middle = time.process_time()
-        for one in events[group]:
-            ledger.record(one)
+        for ended in events[group]:
+            ledger.record(ended)
         spent["begin"] += middle - start
         spent["record"] += time.process_time() - middle
+        if follow and (first + IN_FLIGHT) % DRAINED == 0:
+            spent["drain"] += await _drained(ledger)
+    spent["drain"] += await _drained(ledger)
     return spent | {"together": sum(spent.values())}
+
+
+async def _drained(ledger: Ledger) -> float:
+    start = time.process_time()
+    assert await ledger.flush(600)
+    return time.process_time() - start
 
 
 if __name__ == "__main__":

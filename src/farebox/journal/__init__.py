@@ -1,7 +1,7 @@
 """The local journal: what was sent to a provider and how it ended, kept on disk until Postgres has it.
 
 `journal` is the thing itself; `format` the bytes of a record, `segment` one file of them, `room`
-the promise that an end always fits, `sync` the thread that talks to the disk.
+the promise that an end always fits, `outlet` the way out of it, `sync` the thread that talks to the disk.
 """
 
 from farebox.journal.errors import JournalFailed, JournalFull, JournalLocked, JournalUnavailable, JournalVersionError

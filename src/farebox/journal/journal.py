@@ -19,7 +19,6 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,7 +26,8 @@ from typing import NamedTuple
 
 from farebox.journal.errors import NO_ROOM, JournalFailed, JournalFull, JournalLocked, JournalUnavailable
 from farebox.journal.format import BEGIN, END, FRAME_BYTES, PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX, Record, frame
-from farebox.journal.mark import Mark, Place
+from farebox.journal.mark import Mark
+from farebox.journal.outlet import HELD_BYTES_MAX, Drained, Outlet
 from farebox.journal.room import Room
 from farebox.journal.segment import HEADER_BYTES, Segment, allocate, segments_in
 from farebox.journal.sync import OnFault, Syncer, sync_file
@@ -46,37 +46,6 @@ class Orphan(NamedTuple):
     seen_at: float
 
 
-class _Batch(NamedTuple):
-    segment: Segment
-    offset: int
-    rows: int
-    unwritten: int
-    newest_at: float
-
-
-class _Drained:
-    """What lies before the mark of an earlier life, found out while its records pass by in order."""
-
-    def __init__(self, place: Place | None) -> None:
-        self.place = place or Place(0, 0)
-        self.fits = False
-        """Whether the mark names the end of a record that is there. If not, it tells nothing."""
-        self.ends = 0
-        """Ends before it."""
-        self.next_end_at = 0.0
-        """When the first one behind it was written."""
-
-    def pass_by(self, number: int, record: Record) -> None:
-        behind = (number, record.start) >= self.place
-        if number == self.place.number and self.place.offset in (record.start, record.stop):
-            self.fits = True
-        if record.kind == END and record.payload:
-            if not behind:
-                self.ends += 1
-            elif not self.next_end_at:
-                self.next_end_at = record.written_at
-
-
 class Journal:
     """An open journal. Made by `Journal.open`."""
 
@@ -85,6 +54,7 @@ class Journal:
         room: Room,
         syncer: Syncer,
         mark: Mark,
+        outlet: Outlet,
         resources: ExitStack,
         *,
         fsync_ms: float | None,
@@ -95,6 +65,7 @@ class Journal:
         self._syncer = syncer
         self._resources = resources
         self._fsync_ms = fsync_ms
+        self._sync_each = fsync_ms == 0
         self._clock = clock
         self._on_fault = on_fault
         self._failed = False
@@ -102,13 +73,7 @@ class Journal:
         self._orphans: list[bytes] = []
         self._mark = mark
         self._seen_at = 0.0
-        # Ends the disk did not take although room was set aside for them. Bounded by the calls under
-        # way when that began, since no begin is taken then.
-        self._unwritten: deque[tuple[bytes, bytes]] = deque()
-        self._backlog = 0
-        self._oldest_at = 0.0
-        self._cursor: tuple[Segment, int]
-        self._batch: _Batch | None = None
+        self._outlet = outlet
         self.damaged_bytes = 0
         """Bytes found at `open` that were written and make no record: a few are normal after a crash."""
 
@@ -125,11 +90,13 @@ class Journal:
         allocate: Callable[[int, int], None] = allocate,
         sync: Callable[[int], None] = sync_file,
         on_fault: OnFault = lambda what, error: None,
+        held_bytes_max: int = HELD_BYTES_MAX,
     ) -> Journal:
         """Lock `folder` (made if absent) and read what an earlier life left. Blocks, for seconds if there is a lot.
 
         segment_bytes  size of new files; `max_bytes` bounds all of them together, then begins are refused
         fsync_ms       None: never sync. 0: each append is on disk before it returns. Else: groups this far apart
+        held_bytes_max bounds the latest ends that are kept in memory as well
         on_fault       told of a disk that failed (what was tried, the error), from any thread
 
         Raises JournalLocked, JournalFull (no room for the first segment), JournalVersionError, OSError.
@@ -153,9 +120,10 @@ class Journal:
             resources.callback(syncer.close)
             mark = Mark(folder)
             resources.callback(mark.close)
-            journal = cls(room, syncer, mark, resources, fsync_ms=fsync_ms, clock=clock, on_fault=on_fault)
+            outlet = Outlet(room, held_bytes_max=held_bytes_max)
+            journal = cls(room, syncer, mark, outlet, resources, fsync_ms=fsync_ms, clock=clock, on_fault=on_fault)
             journal._recover(folder)
-            mark.start(journal._place(), sync)
+            mark.start(outlet.place, sync)
             journal._resources = resources.pop_all()
             return journal
 
@@ -174,11 +142,12 @@ class Journal:
         segment, at = self._append(record, len(self._open) + 1)
         segment.open[id] = (at, len(record))
         self._open[id] = segment
-        self._written(segment)
-        if self._syncer.fault is not None:
-            # Only where each append is synced: the call won't go out, so nothing may be left of it.
-            self.end(id, b"")
-            raise JournalFailed(_FAILED)
+        if self._sync_each or not segment.dirty:
+            self._written(segment)
+            if self._syncer.fault is not None:
+                # Where each append is synced: the call won't go out, so nothing may be left of it.
+                self.end(id, b"")
+                raise JournalFailed(_FAILED)
 
     def end(self, id: bytes, payload: bytes) -> None:
         """Write down how call `id` ended; an empty payload says that there is nothing to deliver.
@@ -190,16 +159,21 @@ class Journal:
             raise ValueError("payload too large")
         now = self._clock()
         record = frame(END, id, payload, now)
-        if id in self._open:
-            self._append_end(record, id, payload)
-            self._forget(id)
-        else:
+        began = self._open.pop(id, None)
+        if began is None:
             segment, _ = self._append(record, len(self._open))
+        else:
+            del began.open[id]
+            written = self._append_end(record)
+            if written is None:
+                # Should farebox die before it is delivered, its begin is an orphan.
+                self._outlet.add_unwritten(id, payload, now)
+                return
+            segment = written
+        if self._sync_each or not segment.dirty:
             self._written(segment)
         if payload:
-            if not self._backlog:
-                self._oldest_at = now
-            self._backlog += 1
+            self._outlet.add(segment, payload, now)
 
     def _append(self, record: bytes, ends: int) -> tuple[Segment, int]:
         """Write `record` where `ends` ends still fit after it: the segment and the offset."""
@@ -212,28 +186,26 @@ class Journal:
             self._fail("write", error)
             raise JournalFailed(_FAILED) from error
 
-    def _append_end(self, record: bytes, id: bytes, payload: bytes) -> None:
+    def _append_end(self, record: bytes) -> Segment | None:
+        """Write the end of a call that has begun: the segment, or None where the disk did not take it."""
         segment = self._room.used[-1]
         try:
             if segment.size - segment.end < len(record):
                 segment = self._room.next()
             segment.write(record)
         except (OSError, JournalFull) as error:
-            # It goes to Postgres from memory. Should farebox die before, its begin is an orphan.
-            self._unwritten.append((id, payload))
             if isinstance(error, OSError) and error.errno not in NO_ROOM:
                 self._fail("write", error)
-            elif len(self._unwritten) == 1:
+            elif not self._outlet.unwritten:
                 self._on_fault("write", error)
-        else:
-            self._written(segment)
+            return None
+        return segment
 
     def _written(self, segment: Segment) -> None:
-        if self._fsync_ms:
-            if not segment.dirty:
-                self._syncer.mark(segment)
-        elif self._fsync_ms == 0:
+        if self._sync_each:
             self._syncer.sync_now(segment)
+        elif self._fsync_ms is not None and not segment.dirty:
+            self._syncer.mark(segment)
 
     def _fail(self, what: str, error: Exception) -> None:
         if not self._failed:
@@ -244,45 +216,16 @@ class Journal:
 
     def next_batch(self, rows_max: int) -> list[bytes]:
         """Up to `rows_max` payloads of ends, oldest first; the same ones again until `commit`. Empty: none are left."""
-        first, offset = self._cursor
-        payloads: list[bytes] = []
-        newest_at = 0.0
-        for segment in [s for s in self._room.used if s.number >= first.number]:
-            offset = offset if segment is first else HEADER_BYTES
-            for found in segment.chunks(offset, segment.end):
-                for record in found.records:
-                    if record.kind != END or not record.payload:
-                        continue
-                    payloads.append(record.payload)
-                    newest_at = record.written_at
-                    if len(payloads) == rows_max:
-                        self._batch = _Batch(segment, record.stop, rows_max, 0, newest_at)
-                        return payloads
-            self._batch = _Batch(segment, segment.end, len(payloads), 0, newest_at)
-        return self._add_unwritten(payloads, rows_max)
-
-    def _add_unwritten(self, payloads: list[bytes], rows_max: int) -> list[bytes]:
-        """Complete a batch that reached the end of the files with what only memory holds."""
-        more = [payload for _, payload in self._unwritten if payload][: rows_max - len(payloads)]
-        assert self._batch is not None
-        self._batch = self._batch._replace(rows=len(payloads) + len(more), unwritten=len(more))
-        payloads += more
+        payloads = self._outlet.next_batch(rows_max)
         if not payloads:
             self.commit()
         return payloads
 
     def commit(self) -> None:
         """The last batch is where it belongs: go on behind it, and delete what is done with."""
-        batch, self._batch = self._batch, None
-        if batch is None:
-            return
-        self._cursor = (batch.segment, batch.offset)
-        self._backlog -= batch.rows
-        self._oldest_at = batch.newest_at or self._oldest_at
-        for _ in range(batch.unwritten):
-            self._unwritten.popleft()
-        self._mark.move(self._place())
-        self._delete_drained()
+        if self._outlet.commit():
+            self._mark.move(self._outlet.place)
+            self._delete_drained()
 
     def _delete_drained(self) -> None:
         """Delete what lies behind the cursor, carrying forward what has begun there and goes on.
@@ -291,9 +234,8 @@ class Journal:
         same. Begins in it may then have lost their ends, and after a crash they would be orphans
         once more; their ids are known where the ends went.
         """
-        current, _ = self._cursor
         for segment in list(self._room.used):
-            if segment is current or self.failed:
+            if segment is self._outlet.segment or self.failed:
                 return
             try:
                 if not self._carry(segment):
@@ -320,12 +262,12 @@ class Journal:
     @property
     def backlog(self) -> int:
         """Ends not yet drained."""
-        return self._backlog
+        return self._outlet.backlog
 
     @property
     def oldest_at(self) -> float | None:
         """Unix seconds of the oldest end not yet drained, or a little before it; None without a backlog."""
-        return self._oldest_at if self._backlog else None
+        return self._outlet.oldest_at
 
     @property
     def in_flight(self) -> int:
@@ -363,7 +305,7 @@ class Journal:
     # -- life ----------------------------------------------------------------------------------
 
     def _recover(self, folder: Path) -> None:
-        before = _Drained(self._mark.read())
+        before = Drained(self._mark.read())
         for path in segments_in(folder):
             segment = Segment.reopen(path)
             try:
@@ -380,17 +322,8 @@ class Journal:
                 self._syncer.mark(segment)
         if not self._room.used:
             self._room.next()
-        self._cursor = (self._room.used[0], HEADER_BYTES)
         self._orphans = list(self._open)
-        marked = next((s for s in self._room.used if before.fits and s.number == before.place.number), None)
-        if marked is not None:
-            self._cursor = (marked, before.place.offset)
-            self._backlog -= before.ends
-            self._oldest_at = before.next_end_at
-
-    def _place(self) -> Place:
-        segment, offset = self._cursor
-        return Place(segment.number, offset)
+        self._outlet.begin_at(before)
 
     def _replay(self, record: Record, segment: Segment) -> None:
         self._seen_at = max(self._seen_at, record.written_at)
@@ -398,9 +331,6 @@ class Journal:
         if record.kind == BEGIN:
             segment.open[record.id] = (record.start, record.stop - record.start)
             self._open[record.id] = segment
-        elif record.payload:
-            self._oldest_at = self._oldest_at or record.written_at
-            self._backlog += 1
 
     def _forget(self, id: bytes) -> None:
         segment = self._open.pop(id, None)
@@ -409,7 +339,7 @@ class Journal:
 
     def close(self) -> None:
         """Sync, and let go of the folder. A journal with nothing left in it leaves no segments behind."""
-        done = not self._backlog and not self._open and not self.failed
+        done = not self.backlog and not self._open and not self.failed
         self._write_unwritten()
         self._syncer.close()
         if done:
@@ -420,7 +350,7 @@ class Journal:
 
     def _write_unwritten(self) -> None:
         """Try once more to put on disk what only memory holds, before it goes."""
-        for id, payload in self._unwritten:
+        for id, payload in self._outlet.unwritten:
             try:
                 segment, _ = self._append(frame(END, id, payload, self._clock()), len(self._open))
             except JournalUnavailable as error:
