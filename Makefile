@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= auto
 
-.PHONY: run test test-long test-sdks dashboard lint format clean
+.PHONY: run test test-long test-sdks bench dashboard lint format clean
 
 run: $(VENV)/.run
 	@$(BIN)/farebox serve $(ARGS)
@@ -21,6 +21,10 @@ test-long: $(VENV)/.dev
 test-sdks: $(VENV)/.dev
 	@$(BIN)/python tests/lineup/install.py
 	@$(BIN)/python -m pytest -q -rs tests/lineup $(ARGS)
+
+# What a call costs beside nginx and a bare aiohttp proxy, as a table; on Linux, best on a machine that is idle.
+bench: $(VENV)/.dev
+	@cd tests && ../$(BIN)/python -m benchmarks.overhead $(ARGS)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .

@@ -1,0 +1,127 @@
+"""Measurements with a farebox of their own: memory, cold start, several workers, many keys, a loop that answers."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, replace
+
+import asyncpg
+
+from benchmarks.overhead import machine, scenarios
+from benchmarks.overhead.scenarios import Sample, Scenario
+from benchmarks.overhead.targets import Bench, Farebox, Target
+from farebox import keys
+
+IDLE = Scenario("idle streams", "stream-8-1500", 5000, 4.0, spread_s=4.0)
+"""5,000 streams that say something every 1.5 s; the last begins after 4 s, the first ends after 10 s."""
+COLD_STARTS = 5
+KEYS = (10, 1_000, 100_000)
+_ANSWER_S = 30.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """`idle_mb`: before the first stream; `streams_mb`: with all open; `peak_mb`: the most it ever was."""
+
+    target: str
+    idle_mb: float
+    streams_mb: float
+    peak_mb: float
+
+    @property
+    def stream_kb(self) -> float:
+        """For each idle stream."""
+        return (self.streams_mb - self.idle_mb) * 1024 / IDLE.connections
+
+
+def memory(target: Target) -> Memory:
+    """Memory of a process that was just started, without and with streams that are mostly silent."""
+    assert target.process is not None
+    pid = target.process.pid
+    scenarios.load(target, replace(scenarios.SMALL, seconds=0.5))
+    idle_mb = machine.memory_mb(pid)
+    machine.forget_peak(pid)
+    load = scenarios.loading(target, IDLE, calls=IDLE.connections)
+    time.sleep(IDLE.spread_s + 4.0)
+    streams_mb = machine.memory_mb(pid)
+    came = scenarios.ended(load)
+    if came["failed"]:
+        raise RuntimeError(f"{target.name}: {came['failed']} streams failed: {came['first_fault']}")
+    return Memory(target.name, idle_mb, streams_mb, machine.memory_mb(pid, "VmHWM"))
+
+
+def cold_start_s(farebox: Farebox, secret: str) -> float:
+    """From the start of the process to the first byte of a provider's answer: the median of a few starts."""
+    took = []
+    body = scenarios.SMALL.body.encode()
+    headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{farebox.port}/v1/chat/completions", body, headers)
+    for _ in range(COLD_STARTS):
+        began = time.perf_counter()
+        process = farebox.spawn()
+        while time.perf_counter() < began + _ANSWER_S:
+            try:
+                with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:
+                    answer.read(1)
+                break
+            except urllib.error.HTTPError:
+                raise
+            except OSError:
+                time.sleep(0.005)
+        took.append(time.perf_counter() - began)
+        process.stop()
+    return statistics.median(took)
+
+
+def workers(bench: Bench, helpers: list[int]) -> tuple[Sample, Sample]:
+    """The same load on one worker and on two. With fewer than four cores both have the one core of the proxy."""
+    cores = machine.CORES[-2:] if len(machine.CORES) >= 4 else machine.CORES[-1:]
+    found = []
+    for number in (1, 2):
+        target = bench.farebox(f"workers-{number}", workers=number, cores=cores).start()
+        scenarios.load(target, replace(scenarios.SMALL, connections=128, seconds=1.0))
+        found.append(scenarios.measure(target, replace(scenarios.SMALL, connections=128, seconds=4.0), helpers))
+        assert target.process is not None
+        target.process.stop()
+    return found[0], found[1]
+
+
+def many_keys(bench: Bench, helpers: list[int]) -> dict[int, Sample]:
+    """A small call with so many keys in use, in turn, each known already."""
+    farebox = bench.farebox("keys")
+    farebox.settings["auth"] = {"key_cache_size": 2 * KEYS[-1]}
+    farebox.write()
+    secrets = bench.runner.run(_insert_keys(farebox.dsn, KEYS[-1]))
+    target = farebox.start()
+    found = {}
+    for number in KEYS:
+        asked = target.also(f"{number} keys", secrets[:number])
+        scenarios.load(asked, scenarios.SMALL, calls=number + 2000, seconds=120)
+        found[number] = scenarios.measure(asked, scenarios.SMALL, helpers)
+    assert target.process is not None
+    target.process.stop()
+    return found
+
+
+async def _insert_keys(dsn: str, number: int) -> list[str]:
+    secrets = [keys.mint_secret() for _ in range(number)]
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(
+            "INSERT INTO farebox.key (name, secret_hash) SELECT * FROM unnest($1::text[], $2::bytea[])",
+            [f"many-{place}" for place in range(number)],
+            [keys.hash_secret(secret) for secret in secrets],
+        )
+    finally:
+        await connection.close()
+    return secrets
+
+
+def healthz(target: Target, seconds: float) -> dict[str, float]:
+    """How long `/healthz` took, in ms, asked every 5 ms."""
+    asking = Scenario("healthz", "", 1, seconds)
+    came = scenarios.load(target, asking, body=None, path="/healthz", gap_s=0.005, keys=None)
+    return {name: value / 1000 for name, value in came["latency"].items()}

@@ -1,0 +1,173 @@
+"""The table: each line a ratio or a figure of one run, the bar it is held to, and whether it was met."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.overhead.scenarios import Sample
+from benchmarks.overhead.special import Memory
+
+
+@dataclass(frozen=True)
+class Line:
+    """`value` None: not measured. `bar` None: stated only."""
+
+    what: str
+    value: float | None
+    bar: float | None = None
+    unit: str = ""
+    spread: tuple[float, float] | None = None
+    least: bool = False
+    """The bar is a least, not a most."""
+
+    @property
+    def met(self) -> bool | None:
+        if self.value is None or self.bar is None:
+            return None
+        return self.value >= self.bar if self.least else self.value <= self.bar
+
+    def cells(self) -> list[str]:
+        value = "-" if self.value is None else f"{_figure(self.value)}{self.unit}"
+        if self.spread is not None:
+            value += f" ({_figure(self.spread[0])} to {_figure(self.spread[1])})"
+        bar = "stated" if self.bar is None else f"{'≥' if self.least else '≤'} {self.bar:g}{self.unit}"
+        met = {None: "", True: "met", False: "missed"}[self.met]
+        return [self.what, bar, value, met]
+
+
+class Samples:
+    """All samples of a run, round by round, and ratios between targets of the same round."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        self._found: dict[tuple[str, str], list[Sample]] = {}
+        for sample in samples:
+            self._found.setdefault((sample.target, sample.scenario), []).append(sample)
+
+    def of(self, target: str, scenario: str) -> Sequence[Sample]:
+        return self._found.get((target, scenario), ())
+
+    def median(self, target: str, scenario: str, pick: Callable[[Sample], float]) -> float | None:
+        values = [pick(sample) for sample in self.of(target, scenario)]
+        return statistics.median(values) if values else None
+
+    def ratio(
+        self, what: str, over: str, under: str, scenario: str, bar: float, pick: Callable[[Sample], float]
+    ) -> Line:
+        """The median of `over` ÷ `under`, round by round."""
+        pairs = zip(self.of(over, scenario), self.of(under, scenario), strict=False)
+        return _ratio(what, bar, [pick(a) / pick(b) for a, b in pairs])
+
+    def added(
+        self, what: str, over: str, under: str, scenario: str, bar: float, pick: Callable[[Sample], float]
+    ) -> Line:
+        """The same of what each adds to the provider asked directly."""
+        triples = zip(self.of(over, scenario), self.of(under, scenario), self.of("direct", scenario), strict=False)
+        return _ratio(what, bar, [(pick(a) - pick(d)) / max(1.0, pick(b) - pick(d)) for a, b, d in triples])
+
+
+def lines(
+    samples: Samples, memory: Sequence[Memory], pair: tuple[Sample, Sample] | None, cold_s: float | None
+) -> list[Line]:
+    """The table's lines, from whatever of it was measured."""
+    found = [
+        samples.ratio("CPU per small request ÷ nginx", "farebox", "nginx", "small", 3.8, cpu),
+        samples.ratio("CPU per small request ÷ bare aiohttp", "farebox", "bare", "small", 0.45, cpu),
+        samples.ratio("CPU per streamed chunk ÷ nginx, 1,000 streams", "farebox", "nginx", "streams", 1.4, cpu),
+        samples.ratio("CPU per streamed chunk ÷ bare aiohttp", "farebox", "bare", "streams", 1.0, cpu),
+        samples.ratio("100 kB prompt, CPU ÷ bare aiohttp", "farebox", "bare", "100 kB", 0.8, cpu),
+        samples.ratio("1 MB prompt, CPU ÷ bare aiohttp", "farebox", "bare", "1 MB", 0.8, cpu),
+        samples.added("added latency, one connection, p50 ÷ bare aiohttp's", "farebox", "bare", "alone", 0.7, p50),
+        samples.added("added latency, one connection, p99 ÷ bare aiohttp's", "farebox", "bare", "alone", 1.0, p99),
+        samples.added(
+            "time to first token added, p99, 1,000 streams ÷ nginx's", "farebox", "nginx", "streams", 2.0, token
+        ),
+        samples.added("time to first token added, p99, ÷ bare aiohttp's", "farebox", "bare", "streams", 1.0, token),
+    ]
+    by_name = {one.target: one for one in memory}
+    own = by_name.get("farebox")
+    found += [
+        Line("memory per idle stream", own and own.stream_kb, 40, " kB"),
+        Line("memory at its peak, 5,000 streams", own and own.peak_mb, 300, " MB"),
+        samples.ratio("a budgeted key ÷ an unbudgeted one, CPU", "budgeted", "farebox", "small", 1.3, cpu),
+        Line(
+            "Postgres CPU per 1,000 requests", samples.median("farebox", "small", lambda s: s.postgres_us), None, " ms"
+        ),
+        Line("… with a budget", samples.median("budgeted", "small", lambda s: s.postgres_us), None, " ms"),
+        _postgres_share(samples),
+        *_workers(pair),
+        Line("cold start to the first proxied byte", cold_s, 1.0, " s"),
+    ]
+    return [line for line in found if line.value is not None]
+
+
+def keys_lines(found: Mapping[int, Sample]) -> list[Line]:
+    """CPU per request with many keys, against the fewest."""
+    numbers = sorted(found)
+    return [
+        Line(f"{number:,} keys ÷ {numbers[0]} keys, CPU per request", cpu(found[number]) / cpu(found[numbers[0]]), 1.1)
+        for number in numbers[1:]
+    ]
+
+
+def markdown(found: Sequence[Line]) -> str:
+    """A Markdown table."""
+    rows = [["with everything on", "bar", "measured (each round)", ""], ["---", "---", "---", "---"]]
+    rows += [line.cells() for line in found]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def absolutes(samples: Samples, targets: Sequence[str], scenarios: Sequence[str]) -> str:
+    """CPU in µs per unit, for who wants to compare machines."""
+    rows = [["µs of CPU", *targets], ["---"] * (len(targets) + 1)]
+    for scenario in scenarios:
+        unit = "chunk" if scenario == "streams" else "request"
+        medians = (samples.median(target, scenario, cpu) for target in targets)
+        rows.append([f"{scenario}, per {unit}", *("-" if one is None else _figure(one) for one in medians)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def cpu(sample: Sample) -> float:
+    return sample.cpu_us
+
+
+def postgres(sample: Sample) -> float:
+    return sample.postgres_us
+
+
+def p50(sample: Sample) -> float:
+    return float(sample.came["latency"]["p50"])
+
+
+def p99(sample: Sample) -> float:
+    return float(sample.came["latency"]["p99"])
+
+
+def token(sample: Sample) -> float:
+    return float(sample.came["first_token"]["p99"])
+
+
+def _ratio(what: str, bar: float, ratios: list[float]) -> Line:
+    if not ratios:
+        return Line(what, None, bar)
+    return Line(what, statistics.median(ratios), bar, spread=(min(ratios), max(ratios)))
+
+
+def _postgres_share(samples: Samples) -> Line:
+    own = samples.of("farebox", "small")
+    return _ratio("Postgres' CPU ÷ farebox's own", 1.0, [one.postgres_us / one.cpu_us for one in own])
+
+
+def _workers(pair: tuple[Sample, Sample] | None) -> list[Line]:
+    if pair is None:
+        return []
+    one, two = pair
+    found = [Line("2 workers ÷ 1, CPU per request", cpu(two) / cpu(one), 1.1)]
+    if two.busy > 1.2:  # they had more than a core
+        found.append(Line("2 workers ÷ 1, throughput", two.rate / one.rate, 1.8, least=True))
+    return found
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
