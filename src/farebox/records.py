@@ -91,6 +91,17 @@ class Usage(msgspec.Struct, kw_only=True):
     """The provider's own figure, where it reports one."""
 
 
+class FloatHold(msgspec.Struct, frozen=True):
+    """What one call holds out of a float of its process, window by window."""
+
+    id: UUID
+    """The float's."""
+    windows: tuple[int, ...]
+    usd: tuple[Decimal, ...]
+    tokens: tuple[int, ...]
+    requests: tuple[int, ...]
+
+
 class UsageEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One attempt forwarded to a provider, as it is journalled and stored. Field names are column names.
 
@@ -137,6 +148,8 @@ class UsageEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     cost_source: str | None = None
     provider_cost_usd: Decimal | None = None
     price_id: str | None = None
+    from_float: FloatHold | None = None
+    """No column: what is reserved for the attempt before it is posted, where a float of its process held it."""
     budget_ids: list[str] | None = None
     duration_ms: float | None = None
     ttft_ms: float | None = None

@@ -23,7 +23,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 RESET = """
 SET session_replication_role = replica;
 TRUNCATE farebox.usage_entry, farebox.usage_superseded, farebox.audit, farebox.budget, farebox.budget_window,
-    farebox.reservation, farebox.owner, farebox.key;
+    farebox.reservation, farebox.budget_float, farebox.owner, farebox.key;
 UPDATE farebox.cost_correction SET up_usd = 0, down_usd = 0;
 SET session_replication_role = DEFAULT;
 """
@@ -31,16 +31,19 @@ SET session_replication_role = DEFAULT;
 
 _INVARIANTS = """
 WITH held AS (
-    SELECT part.id, sum(usd) AS usd, sum(tokens) AS tokens, count(*) AS calls
-    FROM farebox.reservation, unnest(windows, held_usd, held_tokens) AS part(id, usd, tokens)
-    WHERE state = 'open' GROUP BY part.id),
+    SELECT part.id, sum(usd) AS usd, sum(tokens) AS tokens, count(*) AS calls, sum(unclosed) AS unclosed
+    FROM (
+        SELECT windows, held_usd, held_tokens, 0 AS unclosed FROM farebox.reservation WHERE state = 'open'
+        UNION ALL
+        SELECT windows, held_usd, held_tokens, (NOT closed)::int FROM farebox.budget_float
+    ) AS opened, unnest(windows, held_usd, held_tokens) AS part(id, usd, tokens) GROUP BY part.id),
 rows AS (
     SELECT part.id, sum(coalesce(cost_usd, 0)) AS usd,
            sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)) AS tokens
     FROM farebox.usage_entry AS e, unnest(window_ids) AS part(id)
     WHERE NOT EXISTS (SELECT FROM farebox.usage_entry AS n WHERE n.id = e.id AND n.posting_no > e.posting_no)
     GROUP BY part.id)
-SELECT w.*, held.usd AS held_usd, held.tokens AS held_tokens, held.calls,
+SELECT w.*, held.usd AS held_usd, held.tokens AS held_tokens, held.calls, held.unclosed,
        rows.usd AS rows_usd, rows.tokens AS rows_tokens
 FROM farebox.budget_window AS w LEFT JOIN held USING (id) LEFT JOIN rows USING (id) ORDER BY w.id
 """
@@ -122,6 +125,7 @@ def check_window(row: Mapping[str, Any]) -> None:
     assert row["reserved_usd"] == (row["held_usd"] or 0), where
     assert row["reserved_tokens"] == (row["held_tokens"] or 0), where
     assert row["open"] == (row["calls"] or 0), where
+    assert row["floats"] == (row["unclosed"] or 0), where
     assert row["spent_usd"] == (row["rows_usd"] or 0), where
     assert row["spent_tokens"] == (row["rows_tokens"] or 0), where
     if row["warn"]:

@@ -16,7 +16,7 @@ SELECT farebox.purge_budgets()
 -- A window as callers see it.
 (w).id AS counter, (w).budget_id AS budget, (w).subject, (w).limit_usd, (w).spent_usd, (w).reserved_usd,
 (w).limit_tokens, (w).spent_tokens, (w).reserved_tokens, (w).limit_requests, (w).requests, (w).limit_open, (w).open,
-(w).window_start, nullif((w).window_end, 'infinity') AS resets_at
+(w).floats, (w).window_start, nullif((w).window_end, 'infinity') AS resets_at
 
 -- name: reserve
 SELECT id, state, fits, {{window_state}} FROM farebox.reserve($1, $2, $3, $4, $5, $6, $7, $8, $9)
@@ -26,6 +26,24 @@ SELECT id, state, fits, {{window_state}} FROM farebox.extend($1, $2, $3, $4)
 
 -- name: release
 SELECT farebox.release($1)
+
+-- name: float_take
+SELECT calls, at, {{window_state}} FROM farebox.float_take($1, $2, $3, $4, $5, $6, $7, $8, $9)
+
+-- name: float_give
+SELECT farebox.float_give($1, $2, $3, $4)
+
+-- name: float_end
+SELECT farebox.float_end($1)
+
+-- name: float_recall
+SELECT farebox.float_recall($1, $2) AS id
+
+-- name: float_recalled
+SELECT farebox.float_recalled($1) AS id
+
+-- name: float_detach
+SELECT farebox.float_detach($1, $2)
 
 -- name: correct_usage
 SELECT farebox.correct_usage($1, $2, $3, $4, $5, $6) AS before
@@ -83,7 +101,7 @@ SELECT farebox.retire_budgets(ARRAY(SELECT id FROM farebox.budget WHERE key_id =
 -- $6 those of purpose rate, too. $7 and $8: after which name and subject; $9: so many.
 -- The limits are the budget's: a window that is not there yet has none.
 SELECT b.*, live.counter, live.budget, live.subject, live.spent_usd, live.reserved_usd, live.spent_tokens,
-       live.reserved_tokens, live.requests, live.open, live.window_start, live.resets_at, live.fits
+       live.reserved_tokens, live.requests, live.open, live.floats, live.window_start, live.resets_at, live.fits
 FROM (
     SELECT {{budget_columns}} FROM farebox.budget
     WHERE deleted_at IS NULL AND ($1::text IS NULL OR name = $1) AND ($2::text IS NULL OR source = $2)

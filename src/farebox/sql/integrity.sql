@@ -31,12 +31,18 @@ FROM (SELECT $2::bigint) AS once LEFT JOIN (
 ) AS bad ON true
 
 -- name: integrity_holds
--- reserved = the sum of the open reservations, open = their number. None of them, if more are open than were read.
+-- reserved = the sum of the open reservations and of the floats, open = their number. None of them, if more are open
+-- than were read.
 WITH looked AS MATERIALIZED ({{checked_windows}}),
-opened AS MATERIALIZED (SELECT * FROM farebox.reservation WHERE state = 'open' LIMIT $2 + 1),
+opened AS MATERIALIZED (
+    SELECT windows, held_usd, held_tokens, false AS unclosed FROM farebox.reservation WHERE state = 'open'
+    UNION ALL
+    SELECT windows, held_usd, held_tokens, NOT closed FROM farebox.budget_float LIMIT $2 + 1
+),
 whole AS MATERIALIZED (SELECT count(*) <= $2 AS yes FROM opened),
 held AS (
-    SELECT part.id, sum(usd) AS usd, sum(tokens) AS tokens, count(*) AS calls
+    SELECT part.id, sum(usd) AS usd, sum(tokens) AS tokens, count(*) AS calls,
+           count(*) FILTER (WHERE unclosed) AS floats
     FROM opened CROSS JOIN LATERAL unnest(windows, held_usd, held_tokens) AS part(id, usd, tokens) GROUP BY part.id
 )
 SELECT CASE WHEN whole.yes THEN (SELECT count(*) FROM looked) ELSE 0 END AS checked,
@@ -45,8 +51,9 @@ FROM whole LEFT JOIN (
     SELECT {{violation}}, w.reserved_usd AS is_usd, coalesce(held.usd, 0) AS should_usd,
            w.reserved_tokens AS is_tokens, coalesce(held.tokens, 0)::bigint AS should_tokens
     FROM looked AS w LEFT JOIN held ON held.id = w.id
-    WHERE (w.reserved_usd, w.reserved_tokens, w.open)
-          IS DISTINCT FROM (coalesce(held.usd, 0), coalesce(held.tokens, 0), coalesce(held.calls, 0))
+    WHERE (w.reserved_usd, w.reserved_tokens, w.open, w.floats)
+          IS DISTINCT FROM (coalesce(held.usd, 0), coalesce(held.tokens, 0), coalesce(held.calls, 0),
+                            coalesce(held.floats, 0))
     ORDER BY w.id LIMIT $3
 ) AS bad ON whole.yes
 

@@ -63,10 +63,15 @@ class WindowState(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     limit_open: int | None
     open: int
+    floats: int = 0
+    """Floats that may hold what no call needs."""
     window_start: datetime
     resets_at: datetime | None
     """None: never."""
     fits: bool
+
+
+_STATE = [name for name in WindowState.__struct_fields__ if name not in ("window", "fits")]
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -174,7 +179,11 @@ def budget_of(row: asyncpg.Record) -> Budget:
 
 
 def window_of(row: asyncpg.Record) -> WindowState:
-    return WindowState(window=row["counter"], **{name: row[name] for name in WindowState.__struct_fields__[1:]})
+    return state_of(row, fits=row["fits"])
+
+
+def state_of(row: asyncpg.Record, *, fits: bool) -> WindowState:
+    return WindowState(window=row["counter"], **{name: row[name] for name in _STATE}, fits=fits)
 
 
 def grants_of(ids: Sequence[UUID], rows: Sequence[asyncpg.Record]) -> list[Grant]:

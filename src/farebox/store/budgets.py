@@ -14,6 +14,7 @@ from uuid import UUID
 
 from farebox.errors import NotFound
 from farebox.store.budget_definitions import BudgetDefinitions
+from farebox.store.budget_floats import BudgetFloats, Draw, Take
 from farebox.store.budget_rows import (
     ROWS_MAX,
     Ask,
@@ -39,18 +40,20 @@ __all__ = [
     "Ask",
     "AuditRow",
     "BudgetStore",
+    "Draw",
     "Fenced",
     "Grant",
     "Invariant",
     "Standing",
     "Standings",
+    "Take",
     "Total",
     "Violation",
     "WindowState",
 ]
 
 
-class BudgetStore(BudgetDefinitions, BudgetStandings):
+class BudgetStore(BudgetDefinitions, BudgetStandings, BudgetFloats):
     """The calls, over a store. They raise StoreUnavailable when the database is away."""
 
     def __init__(self, store: Store) -> None:

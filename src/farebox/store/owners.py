@@ -18,6 +18,14 @@ class Owners:
         """Say that an owner makes no reservation any more; False: it still holds some, and stays, to be swept."""
         return bool(await self._store.fetch("end_owner", owner))
 
+    async def floats_of(self, owner: int) -> list[UUID]:
+        """Ids of all floats of an owner."""
+        return [row["id"] for row in await self._store.fetch("floats_of", owner)]
+
+    async def floats_held_by(self, labels: Sequence[str], rows_max: int = 1000) -> list[UUID]:
+        """Ids of the floats of the owners with these labels, `rows_max` at most."""
+        return [row["id"] for row in await self._store.fetch("floats_held_by", list(labels), rows_max)]
+
     async def held_by(self, labels: Sequence[str], rows_max: int = 1000) -> list[UUID]:
         """Ids of the open reservations of the owners with these labels, `rows_max` at most."""
         return [row["id"] for row in await self._store.fetch("held_by", list(labels), rows_max)]
