@@ -23,6 +23,7 @@ from farebox.request import (
     identify,
     parse_tags,
     read_facts,
+    read_odd_facts,
 )
 
 fixed = settings(derandomize=True, database=None, deadline=None, max_examples=150)
@@ -178,6 +179,32 @@ def test_invalid_utf8_costs_only_the_member_it_is_in() -> None:
 def test_a_member_of_unreasonable_size_is_ignored() -> None:
     """A model name of megabytes is not read, and does no harm."""
     assert facts({"model": "m" * 100_000, "user": "u"}) == RequestFacts(is_object=True, end_user="u")
+
+
+_texts = st.sampled_from(
+    ['"gpt-4o"', '""', '" a "', '"\\u0000x"', '"\\ud83d"', '"\\ud83d\\ude00"', '"caf\u00e9"', '"' + "l" * 300 + '"',
+     '"user_a_account_b_session_c"', '"{\\"session_id\\":\\"s\\",\\"account_uuid\\":\\"u\\"}"']
+)  # fmt: skip
+_numbers = st.sampled_from(["1", "0", "-1", "1.0", "2.5", "9223372036854775807", "9223372036854775808", "1" * 30])
+_others = st.sampled_from(["null", "true", "false", "{}", "[]", "[1]", '{"id":"conv_1"}', '{"id":7}', '"\xff"'])
+_anything = _texts | _numbers | _others
+_inner = st.dictionaries(st.sampled_from(["session_id", "user_id", "include_usage", "id", "x"]), _anything, max_size=3)
+_member = st.tuples(
+    st.sampled_from(
+        ["model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens", "n",
+         "service_tier", "background", "store", "user", "safety_identifier", "session_id", "metadata", "conversation",
+         "messages"]
+    ),
+    _anything | _inner.map(lambda members: "{" + ",".join(f'"{k}":{v}' for k, v in members.items()) + "}"),
+)  # fmt: skip
+
+
+@settings(fixed, max_examples=1500)
+@given(st.lists(_member, max_size=6), st.sampled_from(["chat", "completions", "responses", "messages", "embeddings"]))
+def test_an_ordinary_body_is_read_as_any_other(members: list[tuple[str, str]], operation: Operation) -> None:
+    """The quick way for members of the expected types says what the way for all bodies says, repeated ones included."""
+    body = ("{" + ",".join(f'"{name}":{value}' for name, value in members) + "}").encode("latin-1", "replace")
+    assert read_facts(operation, body) == read_odd_facts(operation, body)
 
 
 @fixed

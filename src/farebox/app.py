@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -231,10 +232,10 @@ class App:
             now=self.clock.now,
         )
 
-    async def _handle(self, request: Request) -> Reply:
+    def _handle(self, request: Request) -> Awaitable[Reply]:
         if self.admin.serves(request.raw_path):
-            return await self.admin.handle(request)
-        return await self.proxy.handle(request)
+            return self.admin.handle(request)
+        return self.proxy.handle(request)
 
     async def _listen(self, listener: socket.socket) -> asyncio.Server | Accepting:
         backlog = self.config.server.backlog

@@ -17,7 +17,7 @@ from farebox.errors import BadRequest, Forbidden, MethodNotAllowed
 from farebox.paths import Target
 from farebox.request import Identity, identify
 
-RawHeaders = Sequence[tuple[bytes, bytes]]
+RawHeaders = tuple[tuple[bytes, bytes], ...]
 Mode = Literal["virtual", "passthrough", "open"]
 
 HEADS_MAX = 512
@@ -59,26 +59,46 @@ class Heads:
     more than the look-up, and what is in use is kept.
     """
 
-    __slots__ = ("_mode", "_older", "_younger")
+    __slots__ = ("_length_at", "_mode", "_older", "_younger")
 
     def __init__(self, mode: Mode) -> None:
         self._mode: Mode = mode
         self._younger: dict[object, RequestHead] = {}
         self._older: dict[object, RequestHead] = {}
+        self._length_at: dict[int, int] = {}
+        """By the number of fields, which `server.headers_max` bounds."""
+
+    def __len__(self) -> int:
+        return len(self._younger.keys() | self._older.keys())
 
     def of(self, method: str, target: str, version: tuple[int, int], raw: RawHeaders) -> RequestHead:
-        """The head of a request: `target` as on the request line, `raw` its header fields, in a tuple.
+        """The head of a request: `target` as on the request line, `raw` its header fields, of which at most one
+        is Content-Length.
 
         Raises `Refusal` for a head that farebox takes from nobody; such a one is not remembered.
         """
-        fields = tuple(one for one in raw if one[0] != b"Content-Length" and one[0].lower() != _LENGTH)
+        # Where the length stands among so many fields: SDKs keep their order, so it is mostly where it was.
+        at = self._length_at.get(len(raw), 0)
+        if not raw or raw[at][0].lower() != _LENGTH:
+            at = self._find_length(raw)
+        fields = raw[:at] + raw[at + 1 :]
         key = (fields, target, method, version)
         head = self._younger.get(key)
         if head is None:
-            head = self._older.get(key) or read_head(method, target, version, fields, self._mode)
+            head = self._older.get(key)
+            if head is None:
+                head = read_head(method, target, version, fields, self._mode)
             if len(target) + sum(len(name) + len(value) for name, value in fields) <= REMEMBERED_BYTES_MAX:
                 self._remember(key, head)
         return head
+
+    def _find_length(self, raw: RawHeaders) -> int:
+        """Where Content-Length stands; behind the last field where it is none of them."""
+        for at, (name, _) in enumerate(raw):
+            if name.lower() == _LENGTH:
+                self._length_at[len(raw)] = at
+                return at
+        return len(raw)
 
     def _remember(self, key: object, head: RequestHead) -> None:
         if len(self._younger) >= HEADS_MAX:

@@ -9,7 +9,7 @@ Which provider answers for a model is `routing`'s business.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from farebox.errors import BadRequest, NotFound
@@ -94,6 +94,15 @@ class Target:
     """`/organization/...`: administers the credential, so it is never forwarded where keys share one."""
     billable: bool
     """It may cost money. Where it is not `metered` too, that money passes unseen: closed to keys with a budget."""
+    metered: bool = field(init=False)
+    """What it uses is counted."""
+    deployment: str | None = field(init=False)
+    """The deployment that an Azure path names, decoded: that answers, whatever model the body speaks of."""
+
+    def __post_init__(self) -> None:
+        # Asked again and again for each call, and a target is remembered with its head.
+        object.__setattr__(self, "metered", self.operation != "other")
+        object.__setattr__(self, "deployment", _deployment(self.suffix.partition("?")[0]))
 
     @property
     def path(self) -> str:
@@ -101,18 +110,12 @@ class Target:
         prefix = "/v1" if self.provider is None else f"/p/{self.provider}"
         return prefix + self.suffix.partition("?")[0]
 
-    @property
-    def deployment(self) -> str | None:
-        """The deployment that an Azure path names, decoded: that answers, whatever model the body speaks of."""
-        path = self.suffix.partition("?")[0]
-        if "%" not in path and not any(word in path.lower() for word in _DEPLOYING):
-            return None
-        parts = segments(path)
-        return next((name for word, name in itertools.pairwise(parts) if word.lower() in _DEPLOYING), None)
 
-    @property
-    def metered(self) -> bool:
-        return self.operation != "other"
+def _deployment(path: str) -> str | None:
+    if "%" not in path and not any(word in path.lower() for word in _DEPLOYING):
+        return None
+    parts = segments(path)
+    return next((name for word, name in itertools.pairwise(parts) if word.lower() in _DEPLOYING), None)
 
 
 def parse(method: str, raw: str) -> Target:

@@ -22,11 +22,11 @@ import structlog
 
 from farebox import codings, routing
 from farebox.accounting import Ending
-from farebox.config import Limits
+from farebox.config import Config, Limits
 from farebox.credentials import Credentials, holds_key
 from farebox.doubts import check_repeated, other_models
 from farebox.errors import BadRequest, Forbidden, InternalError, PathClosed, Refusal, Unavailable
-from farebox.heads import misplaced_key
+from farebox.heads import RequestHead, misplaced_key
 from farebox.ids import Ids
 from farebox.logs import exception_facts
 from farebox.meter import Reading
@@ -46,6 +46,7 @@ from farebox.server import (
     read_body,
     refuse,
     send_continue,
+    whole_body,
 )
 from farebox.upstream import NeverSent
 
@@ -114,49 +115,60 @@ class Proxy:
         return old
 
     async def handle(self, request: Request) -> Reply:
-        """Answer one request."""
+        """Answer one request. Nothing is awaited before its provider but what is not here yet: a key that memory does
+        not know, the rest of a body, the owner of an object."""
         with self._snapshot as snapshot:
-            return await self._handle(request, snapshot)
+            received, now = self._clock.monotonic(), self._clock.now()
+            request_id = self._ids.mint(now.timestamp())
+            try:
+                head = self._read_head(request, snapshot)
+                caller = self._recall(head.credentials) or await self._look_up(head.credentials)
+                self._let_in(head, caller, snapshot.config)
+            except Refusal as refusal:
+                return refuse(request, refusal, str(request_id))
+            connection, task = request.protocol, asyncio.current_task()
+            if connection.transport is None:
+                return Reply(request)  # the client left while its key was looked up
+            assert task is not None
+            call = Call(request, snapshot, request_id, received, now, head, head.target, caller, task)
+            connection.on_lost = call.client_left
+            self._calls.add(call)
+            self._idle.clear()
+            try:
+                if not head.target.metered and (listed := await self._answer_models(call, now)) is not None:
+                    return listed
+                ownership = self._ownership
+                if ownership is not None and (asked := ownership.check_path(call)) is not None:
+                    await asked
+                if not head.target.metered:
+                    self._pass_on(call)
+                elif (body := self._whole_body(call)) is not None:
+                    self._take_in(call, body)
+                else:
+                    self._take_in(call, await self._read_body(call))
+                if ownership is not None and (asked := ownership.check_body(call, self._hold)) is not None:
+                    await asked
+                return await self._forwarder.run(call)
+            except (Exception, asyncio.CancelledError) as exc:
+                return await self._ended(call, exc)
+            finally:
+                connection.on_lost = None
+                call.over()
+                self._body_bytes -= call.held_bytes
+                self._calls.discard(call)
+                if not self._calls:
+                    self._idle.set()
 
-    async def _handle(self, request: Request, snapshot: Snapshot) -> Reply:
-        now = self._clock.now()
-        request_id = self._ids.mint(now.timestamp())
-        try:
-            call = await self._admit(request, snapshot, request_id, now)
-        except Refusal as refusal:
-            return refuse(request, refusal, str(request_id))
-        if request.transport is None:
-            return Reply(request)  # the client left while its key was looked up
-        connection = request.protocol
-        connection.on_lost = call.client_left
-        self._calls.add(call)
-        self._idle.clear()
-        try:
-            if (listed := await self._answer_models(call, now)) is not None:
-                return listed
-            if self._ownership is not None:
-                await self._ownership.check_path(call)
-            await self._take_in(call)
-            if self._ownership is not None:
-                await self._ownership.check_body(call, partial(self._hold, call))
-            return await self._forwarder.run(call)
-        except Refusal as refusal:
-            if call.reply is not None and call.reply.started:
-                return await self._failed(call, refusal)
-            return refuse(request, refusal, str(request_id))
-        except ClientGone:
-            return call.reply or Reply(request)
-        except asyncio.CancelledError as exc:
+    async def _ended(self, call: Call, exc: BaseException) -> Reply:
+        """The answer of a call that ended otherwise than with its provider's."""
+        if isinstance(exc, asyncio.CancelledError):
             return await self._stopped(call, unsent=isinstance(exc, NeverSent))
-        except Exception as exc:
-            return await self._failed(call, exc)
-        finally:
-            connection.on_lost = None
-            call.over()
-            self._body_bytes -= call.held_bytes
-            self._calls.discard(call)
-            if not self._calls:
-                self._idle.set()
+        if isinstance(exc, ClientGone):
+            return call.reply or Reply(call.request)
+        if isinstance(exc, Refusal) and not (call.reply is not None and call.reply.started):
+            return refuse(call.request, exc, str(call.request_id))
+        assert isinstance(exc, Exception)
+        return await self._failed(call, exc)
 
     async def close(self, timeout_s: float) -> None:
         """Take no more calls, let those in flight finish for `timeout_s` seconds, then cut and settle the rest."""
@@ -176,63 +188,78 @@ class Proxy:
                     call.task.cancel()  # the count is given up, the event is not
                 await self._idle.wait()
 
-    async def _admit(self, request: Request, snapshot: Snapshot, request_id: UUID, now: datetime) -> Call:
-        """Everything that needs no body: room, the target, the caller."""
-        config = snapshot.config
-        received = self._clock.monotonic()
+    def _read_head(self, request: Request, snapshot: Snapshot) -> RequestHead:
+        """What is to be known before the caller: that there is room, and what the head says."""
         self._check_open()
-        if len(self._calls) >= config.limits.requests_in_flight_max:
+        if len(self._calls) >= snapshot.config.limits.requests_in_flight_max:
             raise Unavailable("limits.requests_in_flight_max calls are open.", headers=_SOON)
-        head = snapshot.heads.of(request.method, request.raw_path, request.version, request.raw_headers)
-        target = head.target
-        caller = self._recall(head.credentials)
-        if caller is None:
-            caller = await self._identify(head.credentials)
-            self._check_open()  # again: who waits for a look-up is not among the calls that a stop waits for
+        return snapshot.heads.of(request.method, request.raw_path, request.version, request.raw_headers)
+
+    async def _look_up(self, credentials: Credentials) -> Caller:
+        """A caller that memory is not enough for."""
+        caller = await self._identify(credentials)
+        self._check_open()  # again: who waits for a look-up is not among the calls that a stop waits for
+        return caller
+
+    def _let_in(self, head: RequestHead, caller: Caller, config: Config) -> None:
+        """What depends on both who calls and what for."""
         if head.websocket:
             if self._guard is not None and self._guard.enforces(caller):
-                raise PathClosed("WebSocket", target.path)
+                raise PathClosed("WebSocket", head.target.path)
             raise BadRequest("farebox does not forward WebSockets.")
-        if target.administrative and config.auth.mode != "passthrough":
+        if head.target.administrative and config.auth.mode != "passthrough":
             raise Forbidden("/organization is not forwarded: it administers the credential that all keys share.")
-        task = asyncio.current_task()
-        assert task is not None
-        return Call(request, snapshot, request_id, received, now, head, target, caller, task)
 
     def _check_open(self) -> None:
         if self._closing:
             raise Unavailable("farebox is shutting down.", headers=_SOON)
 
-    async def _take_in(self, call: Call) -> None:
-        """The request's body, its facts, and whom it is for. An unmetered body is not read here but streamed on."""
-        request, limits = call.request, call.snapshot.config.limits
-        if not call.target.metered:
-            call.identity = call.head.identity
-            self._check(call)
-            if request.body_exists:
-                send_continue(request)
-                call.body = Upload(request, limits.client_stall_timeout_s)
-            return
+    def _pass_on(self, call: Call) -> None:
+        """An unmetered request: its body is not read here but streamed on."""
+        request = call.request
+        call.identity = call.head.identity
+        self._check(call)
+        if request.body_exists:
+            send_continue(request)
+            call.body = Upload(request, call.snapshot.config.limits.client_stall_timeout_s)
 
-        count = partial(self._hold, call)
-        self._make_room(request.content_length or 0, limits)
-        body = await read_body(request, limits.body_mb_max << 20, limits.client_stall_timeout_s, count=count)
+    def _whole_body(self, call: Call) -> bytes | None:
+        """The request's body if all of it is here, which for small requests is the rule."""
+        if call.head.expects_continue:
+            return None
+        body = whole_body(call.request, call.snapshot.config.limits.body_mb_max << 20)
+        if body is not None:
+            self._hold(call, len(body))
+        return body
+
+    async def _read_body(self, call: Call) -> bytes:
+        """The request's body, as it comes."""
+        limits = call.snapshot.config.limits
+        self._make_room(call.request.content_length or 0, limits)
+        return await read_body(
+            call.request, limits.body_mb_max << 20, limits.client_stall_timeout_s, count=partial(self._hold, call)
+        )
+
+    def _take_in(self, call: Call, body: bytes) -> None:
+        """The body of a metered request, its facts, and whom it is for."""
+        head, caller = call.head, call.caller
         call.body = call.decoded = body
-        if encoding := call.head.encoding:
-            call.decoded = codings.decode_body(body, encoding, limits.decoded_body_mb_max << 20)
+        if head.encoding:
+            limit = call.snapshot.config.limits.decoded_body_mb_max << 20
+            call.decoded = codings.decode_body(body, head.encoding, limit)
             if call.decoded is not body:
-                count(len(call.decoded))
-        call.facts = read_facts(call.target.operation, call.decoded)
-        call.identity = claims(call.head.identity, call.facts)
-        for claim in (call.facts.model, call.identity.session, call.identity.end_user):
+                self._hold(call, len(call.decoded))
+        facts = call.facts = read_facts(head.target.operation, call.decoded)
+        identity = call.identity = claims(head.identity, facts)
+        for claim in (facts.model, identity.session, identity.end_user):
             if claim is not None and holds_key(claim):
                 raise misplaced_key("the model, the user or the session")
         self._check(call)
-        if call.caller.models:
+        if caller.models:
             if not call.budgeted:  # else it was looked through for more than these
                 check_repeated(call.decoded, _GUARDED)
             for model in other_models(call.decoded):
-                routing.check_model(call.caller, model)
+                routing.check_model(caller, model)
 
     def _check(self, call: Call) -> None:
         """Which budgets count the call, and whether it could spend past them. Raises `Refusal`."""

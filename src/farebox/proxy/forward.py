@@ -16,13 +16,14 @@ from uuid import UUID
 
 import structlog
 
-from farebox import accounting, payload, routing, splice
+from farebox import accounting, payload, splice
 from farebox.accounting import Attempt
 from farebox.config import Provider
 from farebox.errors import BadRequest, FareboxError, Unavailable, UpstreamTimeout, UpstreamUnreachable
 from farebox.ids import Ids
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.relay import Relay, make_meter
+from farebox.proxy.routes import route_of
 from farebox.proxy.settle import Settler
 from farebox.server import BROKEN_OFF, ClientGone, Reply, Upload
 from farebox.upstream import Answer, Fields, Upstream, UpstreamError
@@ -74,8 +75,7 @@ class Forwarder:
     async def run(self, call: Call) -> Reply:
         """Answer `call` from the first provider that will. Raises `Refusal` when none does."""
         model = call.facts.model if call.facts is not None else None
-        homes = call.claim.homes if call.claim is not None else ()
-        route = routing.choose(call.snapshot.config, call.caller, call.target, model, call.identity.tags, homes)
+        route = route_of(call)
         failure: UpstreamError | None = None
         waiting = list(route.providers)
         number = 0

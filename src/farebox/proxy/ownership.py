@@ -8,18 +8,20 @@ learned. What is an id and where it stands is `farebox.objects`' business; here 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from uuid import UUID
 
 import structlog
 
 from farebox import routing
 from farebox.errors import BadEncoding, BadRequest, BodyTooLarge, Forbidden, NotFound, Unavailable
+from farebox.heads import RequestHead
 from farebox.logs import exception_facts
 from farebox.meter import Meter
 from farebox.objects.answers import Made, Sniffer, made
 from farebox.objects.places import Place, place_of
-from farebox.objects.references import Reference, references
+from farebox.objects.references import Reference, may_name, references
 from farebox.objects.registry import Objects
 from farebox.paths import Target
 from farebox.proxy.call import Call
@@ -36,16 +38,17 @@ _OUTLIVING = ("container", "file")
 class Claim:
     """What one call of a virtual key has to do with stored objects."""
 
-    def __init__(self, objects: Objects, method: str, target: Target, key_id: UUID) -> None:
+    def __init__(self, objects: Objects, method: str, target: Target, place: Place | None, key_id: UUID) -> None:
         self._objects = objects
         self._method = method
         self._target = target
         self.key_id = key_id
-        self.place: Place | None = place_of(method, target)
+        self.place = place
         self.owner: UUID = key_id
         """Whose the object in the path is, and so what comes along with it."""
         self.homes: frozenset[str] = frozenset()
         """The providers that have all the objects the call names; empty: it names none."""
+        self._facts: RequestFacts | None = None
         self._kind: str | None = None
         """What a metered answer is, where the provider keeps it."""
         self._sniffer: Sniffer | None = None
@@ -55,7 +58,8 @@ class Claim:
 
     def begin(self, provider: str, head: Head, facts: RequestFacts | None) -> None:
         """An answer came from `provider`; a failure stores nothing."""
-        self._kind = self._answer_kind(facts)
+        self._facts = facts
+        self._kind = _answer_kind(self._target, facts)
         if head.status >= 300 or not self._learns():
             return
         self._provider = provider
@@ -124,15 +128,32 @@ class Claim:
         """Whether the answer may tell of an object that outlives it."""
         if not self._target.metered:
             return self.place is not None
-        # A response that is not stored may still have run in a container, which is.
-        return self._target.operation in ("responses", "messages") or self._kind is not None
+        return may_make(self._target, self._facts)
 
-    def _answer_kind(self, facts: RequestFacts | None) -> str | None:
-        target = self._target
-        store = facts.store if facts is not None else None
-        if target.operation == "chat" and (store is True or "/async/" in target.suffix):
-            return "chat_completion"
-        return "response" if target.operation == "responses" and store is not False else None
+
+def may_make(target: Target, facts: RequestFacts | None) -> bool:
+    """Whether the answer to a metered call may tell of an object that outlives it."""
+    # A response that is not stored may still have run in a container, which is.
+    return target.operation in ("responses", "messages") or _answer_kind(target, facts) is not None
+
+
+def _answer_kind(target: Target, facts: RequestFacts | None) -> str | None:
+    store = facts.store if facts is not None else None
+    if target.operation == "chat" and (store is True or "/async/" in target.suffix):
+        return "chat_completion"
+    return "response" if target.operation == "responses" and store is not False else None
+
+
+_PLACE = "ownership.place"
+
+
+def _place(head: RequestHead) -> Place | None:
+    """What the target names, found out once for a head."""
+    memo = head.memo
+    if _PLACE not in memo:
+        memo[_PLACE] = place_of(head.method, head.target)
+    place: Place | None = memo[_PLACE]
+    return place
 
 
 class Ownership:
@@ -141,29 +162,47 @@ class Ownership:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
 
-    async def check_path(self, call: Call) -> None:
-        """Refuse what the path names, before the body is taken. Raises `NotFound`, `Forbidden`, `Unavailable`."""
-        key_id = call.caller.key_id
-        if call.snapshot.config.auth.mode != "virtual" or key_id is None:
-            return
-        claim = call.claim = Claim(self._objects, call.request.method, call.target, key_id)
-        place = claim.place
-        if place is None:
-            return
+    def check_path(self, call: Call) -> Awaitable[None] | None:
+        """Refuse what the path names, before the body is taken. Raises `NotFound`, `Forbidden`, `Unavailable`.
+
+        What it returns is to be awaited: then somebody has to be asked.
+        """
+        key_id, place = call.caller.key_id, _place(call.head)
+        if place is None or key_id is None or call.snapshot.config.auth.mode != "virtual":
+            return None
+        claim = call.claim = self._claim(call, key_id)
         if place.id is not None:
-            entries = await self._own(call, claim, [Reference(place.id, "path")])
-            claim.owner = entries[0].key_id if entries else key_id
-        elif call.request.method != "POST" and not call.caller.allow_shared_objects:
+            return self._own_path(call, claim, Reference(place.id, "path"))
+        if call.request.method != "POST" and not call.caller.allow_shared_objects:
             raise Forbidden(
                 f"Lists of stored objects ({place.kind}) show those of all keys: this key needs "
                 "allow_shared_objects for them. Its own objects it may ask for by id."
             )
 
-    async def check_body(self, call: Call, hold: Callable[[int], None]) -> None:
+        return None
+
+    def check_body(self, call: Call, hold: Callable[[Call, int], None]) -> Awaitable[None] | None:
         """Refuse what the body names; `hold` counts what is read for it. Raises `Refusal`; see `check_path`."""
-        claim = call.claim
-        if claim is None:
-            return
+        key_id, target = call.caller.key_id, call.target
+        if key_id is None or call.snapshot.config.auth.mode != "virtual":
+            return None
+        if target.metered and not may_name(target.operation, call.decoded):
+            # Most calls end here: they name nothing, and nothing of their answers is kept by the provider.
+            if call.claim is None and may_make(target, call.facts):
+                call.claim = self._claim(call, key_id)
+            return None
+        if call.claim is None:
+            call.claim = self._claim(call, key_id)
+        return self._own_body(call, call.claim, partial(hold, call))
+
+    def _claim(self, call: Call, key_id: UUID) -> Claim:
+        return Claim(self._objects, call.request.method, call.target, _place(call.head), key_id)
+
+    async def _own_path(self, call: Call, claim: Claim, named: Reference) -> None:
+        entries = await self._own(call, claim, [named])
+        claim.owner = entries[0].key_id if entries else claim.key_id
+
+    async def _own_body(self, call: Call, claim: Claim, hold: Callable[[int], None]) -> None:
         try:
             if call.target.metered:
                 named = references(call.target.operation, call.decoded)
