@@ -140,6 +140,47 @@ def test_token_types_sum_to_the_total(fields: dict[str, int | None]) -> None:
     assert sum(counts[:3]) == whole[0] and sum(counts[3:]) == whole[1]
 
 
+_words = st.sampled_from(["a", "b", "c", "x" * 500, "\n", ""])
+_lives = st.lists(
+    st.fixed_dictionaries(
+        {
+            "provider": st.sampled_from(["openai", "b"]),
+            "requested_model": st.none() | _words,
+            "model": st.none() | _words,
+            "key_name": st.none() | _words,
+            "key_id": st.none() | st.just(KEY),
+            "status": st.sampled_from([None, 200, 201, 404, 500]),
+            "outcome": st.sampled_from(["complete", "upstream_error", "upstream_cut", "client_gone"]),
+            "operation": st.sampled_from(["chat", "other"]),
+            "usage_source": st.sampled_from(["provider", "estimate", "none"]),
+            "input_tokens": _counts,
+            "output_tokens": _counts,
+            "cache_read_tokens": _counts,
+            "reasoning_tokens": _counts,
+            "cost_usd": st.none() | st.decimals(0, 9, places=3),
+            "cost_source": st.sampled_from([None, "prices"]),
+            "provider_cost_usd": st.none() | st.just(Decimal("0.5")),
+            "stream": st.booleans(),
+            "duration_ms": st.none() | st.floats(-1.0, 1e6),
+            "ttft_ms": st.none() | st.floats(0.0, 1e6),
+            "overhead_ms": st.none() | st.floats(0.0, 10.0),
+        }
+    ),
+    max_size=20,
+)
+
+
+@given(_lives)
+def test_what_is_remembered_changes_nothing(lives: list[dict[str, Any]]) -> None:
+    """Events whose places are remembered by their own words count as those that are looked up each time, in order."""
+    made = [event(**fields) for fields in lives] * 2
+    remembers, looks_up = metrics(label_values_max=3), metrics(label_values_max=3, kins_max=0)
+    for one in made:
+        remembers.observe(one)
+        looks_up.observe(one)
+    assert remembers.exposition() == looks_up.exposition()
+
+
 def test_each_token_is_in_its_type() -> None:
     """Cached input is not input, and reasoning is not output."""
     of = metrics()

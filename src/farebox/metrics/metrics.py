@@ -21,11 +21,12 @@ from farebox.metrics import families as f
 from farebox.metrics import reading, text
 from farebox.metrics.budgets import Ask, BudgetGauges
 from farebox.metrics.families import COST, FAMILIES, OTHER, REQUESTS, TOKEN_TYPES, TOKENS, Family
-from farebox.metrics.series import Series, Table, clean
+from farebox.metrics.series import LABEL_CHARS_MAX, Series, Table, clean
 from farebox.metrics.storage import Storage
-from farebox.records import UsageEvent
+from farebox.records import UsageEvent, UsageSource
 
-_KINS_MAX = 10_000
+KINS_MAX = 10_000
+"""Combinations of labels whose places are remembered, by the labels and by the event's own words; likewise."""
 _PLACES_MAX = 10_000
 """Combinations of label values whose places are remembered; at it all are looked up anew."""
 _TIMES = {family.name: family for family in (f.DURATION, f.FIRST_TOKEN, f.PER_TOKEN, f.OVERHEAD)}
@@ -61,16 +62,19 @@ class Sources:
 class _Kin(dict[str, int]):
     """Where events with the same labels are counted: places by family (tokens: by type), found when first needed."""
 
-    def __init__(self, place: Callable[[Family, tuple[str, ...]], int], labels: tuple[str, ...]) -> None:
+    def __init__(
+        self, place: Callable[[Family, tuple[str, ...]], int], labels: tuple[str, ...], source: UsageSource
+    ) -> None:
         super().__init__()
         self._place = place
-        self._labels = labels
+        self.labels = labels
         self.provider, self.model, _, self.key, _, _ = labels
+        # What every event counts.
+        self.requests = place(REQUESTS, labels)
+        self.source = place(f.USAGE_SOURCE, (source,))
 
     def __missing__(self, what: str) -> int:
-        if what == REQUESTS.name:
-            place = self._place(REQUESTS, self._labels)
-        elif what in TOKEN_TYPES:
+        if what in TOKEN_TYPES:
             place = self._place(TOKENS, (self.provider, self.model, self.key, what))
         elif what == COST.name:
             place = self._place(COST, (self.provider, self.model, self.key))
@@ -93,6 +97,7 @@ class Metrics:
         version: str,
         look_s: float = 1.0,
         corrections_poll_s: float = 60.0,
+        kins_max: int = KINS_MAX,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._storage = storage
@@ -114,7 +119,9 @@ class Metrics:
         self._corrections_poll_s = corrections_poll_s
         self._log = structlog.get_logger()
         self._places: dict[tuple[str, ...], int] = {}
-        self._kins: dict[tuple[str, ...], _Kin] = {}
+        self._kins_max = kins_max
+        self._kins: dict[tuple[tuple[str, ...], UsageSource], _Kin] = {}
+        self._answered: dict[tuple[object, ...], _Kin] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stumbles = 0
         self._lost = 0
@@ -156,11 +163,17 @@ class Metrics:
 
     def _observe(self, event: UsageEvent) -> None:
         own, kin = self._own, self._kin(event)
-        own[kin[REQUESTS.name]] += 1
-        for kind, count in zip(TOKEN_TYPES, reading.token_counts(event), strict=True):
-            if count:
-                own[kin[kind]] += count
-        own[self._place(f.USAGE_SOURCE, event.usage_source)] += 1
+        own[kin.requests] += 1
+        own[kin.source] += 1
+        fresh, read, write, output, reasoning = reading.token_counts(event)
+        if fresh:
+            own[kin["input"]] += fresh
+        if output:
+            own[kin["output"]] += output
+        if read or write or reasoning:
+            for kind, count in (("cache_read", read), ("cache_write", write), ("reasoning", reasoning)):
+                if count:
+                    own[kin[kind]] += count
         self._money(event, kin)
         if event.duration_ms is not None:
             self._time(kin, f.DURATION, event.duration_ms / 1000)
@@ -168,37 +181,56 @@ class Metrics:
             self._time(kin, f.FIRST_TOKEN, event.ttft_ms / 1000)
         if event.overhead_ms is not None:
             self._time(kin, f.OVERHEAD, event.overhead_ms / 1000)
-        if (pace := reading.seconds_per_token(event)) is not None:
+        if event.stream and (pace := reading.seconds_per_token(event)) is not None:
             self._time(kin, f.PER_TOKEN, pace)
         for call in event.tool_calls:
             own[self._place(f.TOOL_CALLS, self._table.name("tool", call.name))] += call.count
         if event.unparsed_events:
             own[self._place(f.UNPARSED, kin.provider)] += event.unparsed_events
-        if (error := reading.error_kind(event)) is not None:
+        if event.outcome != "complete" and (error := reading.error_kind(event)) is not None:
             own[self._place(f.UPSTREAM_ERRORS, kin.provider, error)] += 1
 
     def _money(self, event: UsageEvent, kin: _Kin) -> None:
         own = self._own
         if event.cost_usd is not None:
-            cost = max(0.0, float(event.cost_usd))
-            if cost or event.usage_source != "none":
+            cost, source = max(0.0, float(event.cost_usd)), event.usage_source
+            if cost or source != "none":
                 own[kin[COST.name]] += cost
-            if event.usage_source in f.GUESSED:
-                own[self._place(f.UNATTESTED, event.usage_source)] += cost
+            if source in f.GUESSED:
+                own[self._place(f.UNATTESTED, source)] += cost
         elif event.usage_source != "none":
             own[self._place(f.UNPRICED, kin.model)] += 1
-        if difference := reading.drift(event):
+        if event.provider_cost_usd is not None and (difference := reading.drift(event)):
             direction = "over" if difference > 0 else "under"
             own[self._place(f.DRIFT, kin.provider, direction)] += abs(float(difference))
 
     def _time(self, kin: _Kin, family: Family, seconds: float) -> None:
-        start, seconds = kin[family.name], max(0.0, seconds)
-        self._own[start + bisect_left(family.buckets, seconds)] += 1
-        self._own[start + len(family.buckets) + 1] += seconds
+        own, start, buckets = self._own, kin[family.name], family.buckets
+        seconds = seconds if seconds > 0 else 0.0
+        own[start + bisect_left(buckets, seconds)] += 1
+        own[start + len(buckets) + 1] += seconds
 
     def _kin(self, event: UsageEvent) -> _Kin:
-        name, answered = self._table.name, reading.answered(event)
-        labels = (
+        """Where `event` is counted; for what a provider took found by the event's own words, without looking at them.
+
+        A name that nobody vouches for may get a place of its own later, so that one is looked up each time.
+        """
+        if not reading.answered(event):
+            return self._kin_of(self._labels(event, answered=False), event.usage_source)
+        model = event.model or event.requested_model
+        words = (event.provider, model, event.endpoint, event.key_name, event.status, event.outcome, event.usage_source)
+        kin = self._answered.get(words)
+        if kin is None:
+            kin = self._kin_of(self._labels(event, answered=True), event.usage_source)
+            if model is None or len(model) <= LABEL_CHARS_MAX:
+                if len(self._answered) >= self._kins_max:
+                    self._answered.clear()
+                self._answered[words] = kin
+        return kin
+
+    def _labels(self, event: UsageEvent, *, answered: bool) -> tuple[str, ...]:
+        name = self._table.name
+        return (
             name("provider", event.provider),
             name("model", event.model or event.requested_model, answered),
             name("endpoint", event.endpoint, answered or event.operation != "other"),
@@ -206,11 +238,13 @@ class Metrics:
             name("status", None if event.status is None else str(event.status)),
             event.outcome,
         )
-        kin = self._kins.get(labels)
+
+    def _kin_of(self, labels: tuple[str, ...], source: UsageSource) -> _Kin:
+        kin = self._kins.get((labels, source))
         if kin is None:
-            if len(self._kins) >= _KINS_MAX:
+            if len(self._kins) >= self._kins_max:
                 self._kins.clear()
-            kin = self._kins[labels] = _Kin(self._table.place, labels)
+            kin = self._kins[labels, source] = _Kin(self._table.place, labels, source)
         return kin
 
     def _count(self, family: Family, *values: str) -> None:

@@ -27,6 +27,8 @@ def token_counts(event: UsageEvent) -> tuple[int, int, int, int, int]:
     A part that is said to be larger than its whole counts as far as the whole goes: reads before writes.
     """
     total_in, total_out = _count(event.input_tokens), _count(event.output_tokens)
+    if not (event.cache_read_tokens or event.cache_write_tokens or event.reasoning_tokens):
+        return total_in, 0, 0, total_out, 0  # most; the rest takes three times as long
     read = min(_count(event.cache_read_tokens), total_in)
     write = min(_count(event.cache_write_tokens), total_in - read)
     reasoning = min(_count(event.reasoning_tokens), total_out)
