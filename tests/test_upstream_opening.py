@@ -66,7 +66,8 @@ async def client(
 
 
 async def ask(upstream: Upstream, body: bytes = b"{}", fields: list[tuple[bytes, bytes]] | None = None) -> bytes:
-    answer = await upstream.send("POST", upstream.url("/chat", versioned=True), fields or [], body)
+    start = upstream.start("POST", upstream.url("/chat", versioned=True), fields or [])
+    answer = await upstream.send("POST", start, body)
     read = b""
     while piece := await answer.read():
         read += piece

@@ -23,7 +23,8 @@ def upstream_of(wires: Wires, **facts: object) -> Upstream:
 
 
 async def send(upstream: Upstream, name: str = "") -> Answer:
-    return await upstream.send("POST", upstream.url(f"/{name}", versioned=True), [], b"{}")
+    start = upstream.start("POST", upstream.url(f"/{name}", versioned=True), [])
+    return await upstream.send("POST", start, b"{}")
 
 
 async def whole(upstream: Upstream, name: str = "") -> bytes:

@@ -71,7 +71,8 @@ async def _page(upstream: Upstream, after: str | None, bytes_max: int) -> bytes:
     given = {name.lower() for name, _ in fields}  # the config may ask for another version
     asked = [(name.encode(), value.encode()) for name, value in wanted.headers.items()]
     fields += [field for field in asked if field[0].lower() not in given]
-    answer = await upstream.send("GET", upstream.url(wanted.suffix, versioned=wanted.versioned), fields, None)
+    url = upstream.url(wanted.suffix, versioned=wanted.versioned)
+    answer = await upstream.send("GET", upstream.start("GET", url, fields), None)
     try:
         if answer.head.status != 200:
             raise FetchError(f"status {answer.head.status}")

@@ -26,7 +26,7 @@ from farebox.proxy.relay import Relay, make_meter
 from farebox.proxy.routes import route_of
 from farebox.proxy.settle import Settler
 from farebox.server import BROKEN_OFF, ClientGone, Reply, Upload
-from farebox.upstream import Answer, Fields, Upstream, UpstreamError
+from farebox.upstream import Answer, Upstream, UpstreamError
 
 if TYPE_CHECKING:
     from farebox.proxy.guard import Guard
@@ -122,8 +122,7 @@ class Forwarder:
                 raise ClientGone  # it left while its budgets were asked
             upstream = call.snapshot.upstreams[provider.name]
             body, injected = self._outgoing(call, provider, ticket.body if ticket is not None else None, plain=plain)
-            fields = self._fields(call, upstream, body, injected=injected)
-            url = upstream.url(call.target.suffix, versioned=call.target.versioned)
+            start = self._start(call, upstream, injected, body is not call.body)
             self._journal(call, attempt)
         except BaseException:
             if self._guard is not None and ticket is not None:
@@ -133,7 +132,7 @@ class Forwarder:
         attempt.sent = self._clock.monotonic()
         try:
             length = call.request.content_length if isinstance(body, Upload) else None
-            answer = await upstream.send(call.request.method, url, fields, body, length=length)
+            answer = await upstream.send(call.head.method, start, body, length=length)
         except UpstreamError as failure:
             if isinstance(body, Upload) and body.broken:
                 await self._settler.settle(call, None, "client", error="broken_request")
@@ -161,15 +160,24 @@ class Forwarder:
         spliced = splice.include_usage(call.decoded if clamped is None else clamped, facts)
         return (as_it_is, False) if spliced is None else (spliced, True)
 
-    def _fields(self, call: Call, upstream: Upstream, body: Body, *, injected: bool) -> Fields:
-        return upstream.fields(
-            call.request.raw_headers,
-            credentials=call.snapshot.config.auth.mode == "passthrough",
-            # What may have to be cut has to be readable: a terminal can't be put into a compressed stream.
-            identity=injected or (call.ticket is not None and call.ticket.pace is not None),
-            # What was spliced or clamped is a decoded body.
-            without=b"content-encoding" if body is not call.body else b"",
-        )
+    def _start(self, call: Call, upstream: Upstream, injected: bool, rewritten: bool) -> bytes:
+        """The head that goes up, without its body's framing. The next call with the same head sends the same."""
+        head = call.head
+        # What may have to be cut has to be readable: a terminal can't be put into a compressed stream.
+        identity = injected or (call.ticket is not None and call.ticket.pace is not None)
+        key = (upstream, identity, rewritten)
+        start: bytes | None = head.memo.get(key)
+        if start is None:
+            fields = upstream.fields(
+                head.raw,
+                credentials=call.snapshot.config.auth.mode == "passthrough",
+                identity=identity,
+                # What was spliced or clamped is a decoded body.
+                without=b"content-encoding" if rewritten else b"",
+            )
+            url = upstream.url(call.target.suffix, versioned=call.target.versioned)
+            start = head.memo[key] = upstream.start(head.method, url, fields)
+        return start
 
     def _attempt(self, call: Call, provider: Provider, number: int) -> Attempt:
         facts, identity = call.facts, call.identity

@@ -67,6 +67,11 @@ class Claim:
         if not self._target.metered:
             self._sniffer = Sniffer(content_type=head.content_type, content_encoding=head.content_encoding)
 
+    @property
+    def reads(self) -> bool:
+        """Whether `feed` has anything to look for."""
+        return self._provider is not None and (self._sniffer is not None or self._kind is not None)
+
     def feed(self, chunk: bytes, meter: Meter) -> None:
         """The next piece of the answer, which `meter` has read. Of a metered one the first id is noted at once."""
         if self._sniffer is not None:
@@ -114,7 +119,7 @@ class Claim:
         place = self.place
         if self._method != "POST" or place is None or place.kind != "realtime_call" or place.id is not None:
             return []
-        located = [value.decode("latin-1") for name, value in head.headers if name.lower() == b"location"]
+        located = [value.decode("latin-1") for value in head.values(b"location")]
         return [Made(place.kind, value.rstrip("/").rpartition("/")[2], derived=False) for value in located]
 
     def _note(self, found: list[Made]) -> None:

@@ -76,6 +76,9 @@ class Relay:
                 meter.eof()
                 await self._settler.settle(call, meter.finish(), "whole")
             self._start(call, reply, head, length)
+            if not (peeked or injected or meter.cuttable) and (body := answer.take_whole()) is not None and head.framed:
+                await self._pass_whole(call, attempt, meter, reply, body)
+                return self._over(call, reply, whole=True)
             ending, error = await self._pump(call, attempt, answer, meter, reply, peeked, length)
             if ending == "budget":
                 answer.close()  # first of all: what it goes on to say would cost
@@ -93,6 +96,24 @@ class Relay:
                 claim.close(meter)  # also where the client has gone
         return self._over(call, reply, whole=ending == "whole")
 
+    async def _pass_whole(self, call: Call, attempt: Attempt, meter: Meter, reply: Reply, body: bytes) -> None:
+        """All of the answer is here: as `_pump`, in one piece."""
+        now = attempt.last_byte = self._clock.monotonic()
+        attempt.answer_bytes = len(body)
+        out = meter.feed(body, now)
+        if (claim := call.claim) is not None:
+            claim.feed(body, meter)
+        if call.attempt is not None:  # else it was settled with its head
+            out += meter.eof()
+            await self._settler.settle(call, meter.finish(), "whole")
+            if claim is not None:
+                await claim.kept(meter)
+        if not call.gone:
+            try:
+                reply.write(out)
+            except ClientGone:
+                call.client_left()
+
     def _over(self, call: Call, reply: Reply, *, whole: bool) -> Reply:
         if whole and not call.gone:
             reply.end()
@@ -101,17 +122,17 @@ class Relay:
         return reply
 
     def _start(self, call: Call, reply: Reply, head: Head, length: int | None) -> None:
-        headers = list(head.headers)
+        lines = head.lines
         ticket = call.ticket
         if call.snapshot.config.server.response_headers:
-            headers.append((b"x-farebox-request-id", str(call.request_id).encode()))
+            lines += b"x-farebox-request-id: %b\r\n" % str(call.request_id).encode()
             if ticket is not None and ticket.remaining_usd is not None:
-                headers.append((b"x-farebox-budget-remaining-usd", digits(ticket.remaining_usd).encode()))
+                lines += b"x-farebox-budget-remaining-usd: %b\r\n" % digits(ticket.remaining_usd).encode()
         if ticket is not None and ticket.clamped is not None:
             # Not switchable: the request that went up is not the one that came.
-            headers.append((b"x-farebox-clamped", b"max_tokens=%d" % ticket.clamped))
+            lines += b"x-farebox-clamped: max_tokens=%d\r\n" % ticket.clamped
         try:
-            reply.start(head.status, head.reason, headers, length=length)
+            reply.start(head.status, head.reason, lines, length=length)
         except ClientGone:
             call.client_left()
 
@@ -211,7 +232,7 @@ class _Passing:
         self._reply = reply
         self._monotonic = monotonic
         self._length = length
-        self._claim = call.claim
+        self._claim = call.claim if call.claim is not None and call.claim.reads else None
         self.attempt = attempt
         self.pace = call.ticket.pace if call.ticket is not None else None
         self.pace_due = self.last = False

@@ -67,6 +67,7 @@ class Upstream:
         opener = opener or Opener(provider)
         self.proxy = "" if opener.via is None else f"{opener.via.host}:{opener.via.port}"
         """The proxy its connections go through, if any."""
+        self._loop = asyncio.get_running_loop()
         self._pool = Pool(opener, limit=provider.connections_max)
         origin = urlsplit(self._base)
         self._origin = "" if opener.absolute else f"{origin.scheme}://{origin.netloc}"
@@ -76,43 +77,65 @@ class Upstream:
         """Where a target's suffix lies at this provider: after its version if it followed farebox's `/v1`."""
         return (self._versioned if versioned else self._base) + suffix
 
+    def start(self, method: str, url: str, fields: Fields) -> bytes:
+        """A request's head, but for what its body's framing says: the same for all requests like it, to be kept."""
+        lines = [b"%b %b HTTP/1.1" % (method.encode(), _target(url.removeprefix(self._origin))), *self._first]
+        lines += [b"%b: %b" % field for field in fields]
+        return b"\r\n".join((*lines, b""))
+
     async def send(
         self,
         method: str,
-        url: str,
-        fields: Fields,
+        start: bytes,
         body: bytes | AsyncIterator[bytes] | None,
         *,
         length: int | None = None,
     ) -> Answer:
         """Send a request; return once the answer's head is there. Raises `UpstreamError`, `NeverSent`.
 
-        `length`: of a body that comes in pieces, where it is known; else it is sent chunked.
+        `start`: its head, from `start`. `length`: of a body that comes in pieces, where it is known; else it is
+        sent chunked.
         """
-        provider = self.provider
-        loop = asyncio.get_running_loop()
+        provider, loop = self.provider, self._loop
         head_by = loop.time() + provider.response_timeout_s
-        head = self._head(method, url, fields, body, length)
         link = self._pool.take() or await self._connect(head_by - loop.time())
         answer = Answer(loop, link, secrets=self._secrets, idle_timeout_s=provider.idle_timeout_s, head_by=head_by)
-        upload: AsyncIterator[bytes] | None = None
-        if isinstance(body, bytes):
-            if len(body) <= _ONE_WRITE_BYTES:
-                head += body
-            else:
-                upload = _pieces(body)
+        if isinstance(body, bytes) and len(body) <= _ONE_WRITE_BYTES:
+            whole = b"%bContent-Length: %d\r\n\r\n%b" % (start, len(body), body)
+            link.begin(answer, whole, bodiless=method == "HEAD")
         else:
-            upload = body
-        link.begin(answer, head, bodiless=method == "HEAD", uploading=upload is not None)
-        if upload is not None:
-            chunked = length is None and upload is body
-            answer.uploading = loop.create_task(_upload(link, answer, upload, chunked=chunked))
-        try:
-            await answer.started()
-        except BaseException:
-            answer.close()
-            raise
+            self._send_apart(link, answer, method, start, body, length)
+        if not answer.begun:
+            try:
+                await answer.started()
+            except BaseException:
+                answer.close()
+                raise
         return answer
+
+    def _send_apart(
+        self,
+        link: Link,
+        answer: Answer,
+        method: str,
+        start: bytes,
+        body: bytes | AsyncIterator[bytes] | None,
+        length: int | None,
+    ) -> None:
+        """Send the head of a request, and its body, if it has one, after it."""
+        framing = b""
+        upload = _pieces(body) if isinstance(body, bytes) else body
+        if isinstance(body, bytes):
+            length = len(body)
+        elif body is None:
+            length = 0 if method in _BODIES else None
+        if length is not None:
+            framing = b"Content-Length: %d\r\n" % length
+        elif upload is not None:
+            framing = b"Transfer-Encoding: chunked\r\n"
+        link.begin(answer, b"%b%b\r\n" % (start, framing), bodiless=method == "HEAD", uploading=upload is not None)
+        if upload is not None:
+            answer.uploading = self._loop.create_task(_upload(link, answer, upload, chunked=length is None))
 
     async def _connect(self, timeout_s: float) -> Link:
         """A connection that is not there yet."""
@@ -125,22 +148,6 @@ class Upstream:
             if failure.timeout and timeout_s < connect_s:
                 raise UpstreamError("response_timeout", sent=False, timeout=True) from None
             raise
-
-    def _head(
-        self, method: str, url: str, fields: Fields, body: bytes | AsyncIterator[bytes] | None, length: int | None
-    ) -> bytes:
-        lines = [b"%b %b HTTP/1.1" % (method.encode(), _target(url.removeprefix(self._origin))), *self._first]
-        lines += [b"%b: %b" % field for field in fields]
-        if isinstance(body, bytes):
-            length = len(body)
-        elif body is None:
-            length = 0 if method in _BODIES else None
-        if length is not None:
-            lines.append(b"Content-Length: %d" % length)
-        elif body is not None:
-            lines.append(b"Transfer-Encoding: chunked")
-        lines.append(b"\r\n")
-        return b"\r\n".join(lines)
 
     def fields(self, raw: RawHeaders, *, credentials: bool, identity: bool, without: bytes = b"") -> Fields:
         """The client's header fields as they go up.

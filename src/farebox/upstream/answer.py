@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from farebox.upstream.errors import UpstreamError
-from farebox.upstream.head import Head, RawHeaders, read_head, without
+from farebox.upstream.head import Head, RawHeaders, read_head, read_plain, without
 from farebox.upstream.link import Link
 
 READ_BUFFER_BYTES = 64 * 1024
@@ -20,7 +20,6 @@ class Answer:
     """Wait for the `head` with `started`; then `read` until it gives b"", or `pipe`. `close` gives it up anywhere."""
 
     __slots__ = (
-        "_begun",
         "_error",
         "_link",
         "_loop",
@@ -31,6 +30,7 @@ class Answer:
         "_stopped",
         "_waiter",
         "_whole",
+        "begun",
         "head",
         "head_by",
         "idle_timeout_s",
@@ -50,9 +50,12 @@ class Answer:
         self._loop = loop
         self._link = link
         self._secrets = secrets
-        self._pieces: deque[bytes] = deque()
+        self._pieces: deque[bytes] | None = None
+        """What is here and not taken; made when the first piece has to wait, for most never do."""
         self._size = 0
-        self._begun = self._stopped = self._whole = False
+        self._stopped = self._whole = False
+        self.begun = False
+        """Whether the head is there."""
         self._error: UpstreamError | None = None
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[BaseException | None] | None = None
@@ -69,10 +72,16 @@ class Answer:
 
     async def started(self) -> None:
         """Wait for the head. Raises `UpstreamError`."""
-        if not self._begun and self._error is None:
+        if not self.begun and self._error is None:
             await self._wait()
-        if not self._begun and self._error is not None:
+        if not self.begun and self._error is not None:
             raise self._error
+
+    def take_whole(self) -> bytes | None:
+        """The whole body, where it came in one piece that nobody has taken; else None."""
+        if self._whole and self._pieces is not None and len(self._pieces) == 1:
+            return self._take(self._pieces)
+        return None
 
     async def read(self) -> bytes:
         """The next piece of the body, as soon as there is one; b"" at its proper end. Raises `UpstreamError`."""
@@ -83,7 +92,7 @@ class Answer:
                 raise self._error
             self._link.resume()
             await self._wait()
-        return self._take()
+        return self._take(self._pieces)
 
     async def pipe(self, sink: Sink) -> bool:
         """Pass each piece to `sink` the moment it arrives; True at the body's proper end. Raises `UpstreamError`.
@@ -92,7 +101,7 @@ class Answer:
         the provider is not read until the next `read` or `pipe`. What it raises is raised here.
         """
         while self._pieces:
-            if sink(self._take()):
+            if sink(self._take(self._pieces)):
                 return False
         if self._whole:
             return True
@@ -128,14 +137,28 @@ class Answer:
             self.head = read_head(status, reason, without(headers, self._secrets))
         except UpstreamError:
             return False
-        self._begun = True
+        self.begun = True
         self._wake()
+        return True
+
+    def begin_whole(self, data: bytes) -> bool:
+        """`begin` and `feed` at once, if `data` is all of an ordinary answer; else nothing is done and False said."""
+        found = read_plain(data, self._secrets)
+        if found is None:
+            return False
+        self.head, body = found
+        self.begun = True
+        if body:
+            self._pieces = deque((body,))
+            self._size = len(body)
         return True
 
     def feed(self, data: bytes) -> None:
         """A piece of the body."""
         sink = self._sink
         if sink is None:
+            if self._pieces is None:
+                self._pieces = deque()
             self._pieces.append(data)
             self._size += len(data)
             if self._size > READ_BUFFER_BYTES:
@@ -170,8 +193,8 @@ class Answer:
             self.uploading.cancel()
             self.uploading = None
 
-    def _take(self) -> bytes:
-        piece = self._pieces.popleft()
+    def _take(self, pieces: deque[bytes]) -> bytes:
+        piece = pieces.popleft()
         self._size -= len(piece)
         return piece
 

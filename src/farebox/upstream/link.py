@@ -48,6 +48,12 @@ class Link(asyncio.BufferedProtocol):
     over    (link, reusable): called once after each exchange, and when an idle connection ends
     """
 
+    __slots__ = (
+        "_answer", "_bodiless", "_buffer", "_excess", "_head", "_head_bytes", "_headers",
+        "_keeps", "_loop", "_over", "_parser", "_paused", "_pieces", "_reason", "_seen", "_status", "_timer",
+        "_transport", "_unblocked", "_uploading", "_whole", "born", "idle_since",
+    )  # fmt: skip
+
     def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview, over: Callable[[Link, bool], None]) -> None:
         self._loop = loop
         self._buffer = buffer
@@ -184,15 +190,24 @@ class Link(asyncio.BufferedProtocol):
             self._end_unasked()
             return
         self._seen = self._loop.time()
+        data = bytes(self._buffer[:nbytes])
+        if not self._head and not self._head_bytes and not self._bodiless and answer.begin_whole(data):
+            self._head = self._whole = True
+            self._release(reusable=True)
+            answer.finish()
+            return
+        self._parse(answer, parser, data)
+
+    def _parse(self, answer: Answer, parser: HttpResponseParser, data: bytes) -> None:
         fault = False
         had_head = self._head
         try:
-            parser.feed_data(self._buffer[:nbytes])
+            parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade):
             fault = True
         if not self._pieces:
             # Of a head, but also of trailers and chunk extensions, a provider can send without end.
-            self._head_bytes += nbytes
+            self._head_bytes += len(data)
             fault = fault or self._head_bytes > HEAD_BYTES_MAX
         if fault and not had_head:
             # The client has nothing yet: it is told, rather than handed an answer that breaks.
