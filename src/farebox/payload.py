@@ -167,7 +167,7 @@ def _clean(value: Any, depth: int = 0) -> Any:
         return {_clean(str(name)): _clean(member, depth + 1) for name, member in value.items()}
     if isinstance(value, (list, tuple)):
         return [_clean(member, depth + 1) for member in value]
-    return _clean(msgspec.structs.asdict(value), depth) if isinstance(value, msgspec.Struct) else None
+    return _clean(msgspec.to_builtins(value), depth) if isinstance(value, msgspec.Struct) else None
 
 
 def _shrunk(members: dict[str, Any]) -> bytes:

@@ -143,7 +143,7 @@ class UsageEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     units: dict[str, int | float] = {}
     usage_source: UsageSource = "none"
     usage_raw: Any = None
-    """The provider's usage object as it came (`msgspec.Raw` or plain data), bounded in size."""
+    """The provider's usage object as it came (`msgspec.Raw`, a `Struct` or plain data), bounded in size."""
     cost_usd: Decimal | None = None
     cost_source: str | None = None
     provider_cost_usd: Decimal | None = None

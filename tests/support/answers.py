@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
+import msgspec
+
 from farebox.dialects import PROFILES, Profile
 from farebox.meter import Meter, Reading
 from farebox.records import Family, Operation
@@ -102,4 +104,4 @@ def cut(data: bytes, seed: int, cuts: int) -> list[bytes]:
 def plain(reading: Reading) -> dict[str, Any]:
     """A reading as plain data, to be compared."""
     fields = {name: getattr(reading, name) for name in reading.__struct_fields__}
-    return {**fields, "usage_raw": None if reading.usage_raw is None else bytes(reading.usage_raw)}
+    return {**fields, "usage_raw": None if reading.usage_raw is None else msgspec.json.encode(reading.usage_raw)}

@@ -164,12 +164,12 @@ def _settle(counts: _Counts, raw: Mapping[str, Any], profile: Profile, model: st
         counts.output += counts.reasoning
         residual = 0 if residual == counts.reasoning else residual
     elif residual is None:
-        if counts.output is None and counts.input is not None and _hides_thinking(profile, model):
+        if counts.output is None and counts.input is not None and hides_thinking(profile, model):
             counts.output = None if counts.total is None else max(0, counts.total - counts.input)
         _settle_by_size(counts, profile)
     elif residual > 0:
         residual = _explain(counts, residual, profile)
-        if residual and counts.output is not None and _hides_thinking(profile, model):
+        if residual and counts.output is not None and hides_thinking(profile, model):
             counts.output += residual
             residual = 0
     _drop_contradictions(counts)
@@ -305,6 +305,6 @@ def _sum(values: Iterable[Any]) -> int | None:
     return sum(counted) if counted else None
 
 
-def _hides_thinking(profile: Profile, model: str | None) -> bool:
+def hides_thinking(profile: Profile, model: str | None) -> bool:
     """Google's compatible endpoint leaves thinking out of the output, whoever stands in front of it."""
     return profile.hides_thinking or (model is not None and model.rpartition("/")[2].startswith("gemini"))

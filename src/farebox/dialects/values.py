@@ -89,6 +89,8 @@ def text(value: Any) -> str | None:
     """A non-empty string, at most `TEXT_MAX` characters of it, without control characters or half surrogates."""
     if not isinstance(value, str) or not value:
         return None
+    if len(value) <= TEXT_MAX and value.isprintable():
+        return value  # nearly always; half surrogates are not printable
     clean = value[:TEXT_MAX].encode("utf-8", "replace").decode()
     return clean if clean.isprintable() else "".join(c for c in clean if c.isprintable()) or None
 

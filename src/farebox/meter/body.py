@@ -24,17 +24,15 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class BodyMeter:
-    """The reader of one JSON body. `status` is the HTTP status of the answer."""
+    """Keeps one JSON body, and reads it once it has ended."""
 
-    def __init__(self, wire: Wire, notes: Notes, *, status: int, bytes_max: int = BODY_BYTES_MAX) -> None:
-        self._wire = wire
-        self._notes = notes
-        self._status = status
+    __slots__ = ("_max", "_pieces", "_size", "_tail")
+
+    def __init__(self, *, bytes_max: int = BODY_BYTES_MAX) -> None:
         self._max = bytes_max
         self._pieces: list[bytes] = []
         self._size = 0
         self._tail: bytes | None = None
-        self._ended = False
 
     def feed(self, chunk: bytes) -> None:
         """Keep what may be needed of `chunk`."""
@@ -48,59 +46,59 @@ class BodyMeter:
             self._pieces = [kept[:PART_BYTES]]
             self._tail = kept[-PART_BYTES:]
 
-    def eof(self) -> None:
-        """The body ended, properly or not: read it. Never raises."""
-        if self._ended:
-            return
-        self._ended = True
-        try:
-            self._read()
-        except Exception:
-            self._notes.unparsed += 1
-
-    def text(self) -> Text:
-        """The generated text of the answer; nothing of one that was not kept whole."""
-        if self._tail is not None or self._status >= 400:
-            return NO_TEXT
-        return measure("".join(self._wire.document_text(self._document())))
-
-    def _document(self) -> bytes:
+    @property
+    def whole(self) -> bytes | None:
+        """The body without what may stand around a document; None where it was too large to be kept."""
+        if self._tail is not None:
+            return None
         return b"".join(self._pieces).removeprefix(_BOM).strip()
 
-    def _read(self) -> None:
-        notes = self._notes
-        if self._tail is not None:
-            self._salvage(self._pieces[0], self._tail)
-            notes.whole_body = self._tail.rstrip()[-1:] in (b"}", b"]")
-            return
-        document = self._document()
-        if not document:
-            return
-        if self._status >= 400:
-            self._read_error(document)
-            return
-        notes.whole_body = self._wire.document(document, notes)
-        if not notes.whole_body:
-            if document[:1] in (b"{", b"["):
-                self._salvage(document, b"")
+    def read(self, wire: Wire, notes: Notes, status: int) -> None:
+        """The body ended, properly or not: read it. `status` is that of the answer. Never raises."""
+        try:
+            self._read(wire, notes, status)
+        except Exception:
             notes.unparsed += 1
 
-    def _read_error(self, document: bytes) -> None:
-        """An error body: its kind, and the usage some providers report all the same."""
-        value = read_any(document) if len(document) <= LENIENT_BYTES_MAX else None
-        notes = self._notes
-        if value is None:
-            notes.report(read_error_body(None))
-            return
-        notes.whole_body = True
-        notes.report(read_error_body(value))
-        if isinstance(value, dict):
-            self._wire.document(document, notes)
+    def text(self, wire: Wire) -> Text:
+        """The generated text of the answer; nothing of one that was not kept whole."""
+        document = self.whole
+        return NO_TEXT if document is None else measure("".join(wire.document_text(document)))
 
-    def _salvage(self, head: bytes, tail: bytes) -> None:
-        notes = self._notes
-        model = _MODEL.search(head)
-        if model is not None:
-            notes.head(model[1].decode("utf-8", "replace"), None, None)
-        for part in (head, tail):
-            notes.add_usage(find_object(part, "usage"))
+    def _read(self, wire: Wire, notes: Notes, status: int) -> None:
+        document = self.whole
+        if document is None:
+            assert self._tail is not None
+            _salvage(self._pieces[0], self._tail, notes)
+            notes.whole_body = self._tail.rstrip()[-1:] in (b"}", b"]")
+            return
+        if not document:
+            return
+        if status >= 400:
+            _read_error(document, wire, notes)
+            return
+        notes.whole_body = wire.document(document, notes)
+        if not notes.whole_body:
+            if document[:1] in (b"{", b"["):
+                _salvage(document, b"", notes)
+            notes.unparsed += 1
+
+
+def _read_error(document: bytes, wire: Wire, notes: Notes) -> None:
+    """An error body: its kind, and the usage some providers report all the same."""
+    value = read_any(document) if len(document) <= LENIENT_BYTES_MAX else None
+    if value is None:
+        notes.report(read_error_body(None))
+        return
+    notes.whole_body = True
+    notes.report(read_error_body(value))
+    if isinstance(value, dict):
+        wire.document(document, notes)
+
+
+def _salvage(head: bytes, tail: bytes, notes: Notes) -> None:
+    model = _MODEL.search(head)
+    if model is not None:
+        notes.head(model[1].decode("utf-8", "replace"), None, None)
+    for part in (head, tail):
+        notes.add_usage(find_object(part, "usage"))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from farebox.codings import Decoder
 from farebox.dialects.profile import Profile
 from farebox.dialects.usage import Account
+from farebox.meter import plain
 from farebox.meter.body import BodyMeter
 from farebox.meter.chat import ChatWire
 from farebox.meter.embeddings import EmbeddingsWire
 from farebox.meter.messages import MessagesWire
+from farebox.meter.plain import Plain
 from farebox.meter.reading import Notes, Reading
 from farebox.meter.responses import ResponsesWire
 from farebox.meter.sample import NO_TEXT, Text
@@ -57,27 +59,27 @@ class Meter:
         cuttable: bool = False,
         choices: int = 1,
     ) -> None:
-        decoder = Decoder(content_encoding, feed_bytes_max=DECODED_BYTES_MAX)
-        self._decoder = None if decoder.identity else decoder
-        self._notes = Notes(operation, profile)
-        self._wire = _wire_of(operation, family)
+        self._decoder = _decoder_of(content_encoding) if content_encoding else None
+        self._operation = operation
+        self._family = family
+        self._profile = profile
         self._stream_asked = stream
         self._withhold = withhold_usage and self._decoder is None
         self._watch = watch(operation, family, choices) if cuttable else None
         self._status = status
-        self._content_type = content_type.partition(";")[0].strip().lower()
+        self._content_type = content_type
         self._event_bytes_max = event_bytes_max
         self._opening = b""
         """The first bytes, as long as they do not tell what kind of body it is."""
         self._opening_sent = 0
         self._stream: StreamMeter | None = None
         self._body: BodyMeter | None = None
+        self._plain: Plain | None = None
+        """A whole answer of the ordinary kind; then there are no notes."""
+        self._notes: Notes | None = None
         self._ended = False
-
-    @property
-    def terminal(self) -> bool:
+        self.terminal = False
         """The event that ends the answer was fed; for a JSON body: it ended and could be read."""
-        return self._notes.terminal or (self._body is not None and self._notes.whole_body)
 
     @property
     def output_bytes(self) -> int:
@@ -112,18 +114,27 @@ class Meter:
     @property
     def stored_id(self) -> str | None:
         """The answer's own id, as soon as it is known."""
-        return self._notes.response_id
+        if self._plain is not None:
+            return self._plain.reading.response_id
+        return self._notes.response_id if self._notes is not None else None
 
     @property
     def stored(self) -> dict[str, str]:
         """Ids of what the provider stored along with the answer so far, and what each is."""
-        return self._notes.stored
+        if self._plain is not None:
+            return self._plain.stored
+        return self._notes.stored if self._notes is not None else {}
 
     def feed(self, chunk: bytes, now: float) -> bytes:
         """Read `chunk`, which arrived at `now`; returns what to forward at once (maybe nothing)."""
-        if self._stream is not None and self._decoder is None:
-            return self._stream.feed(chunk, now)
-        return self._route(chunk, now)
+        stream = self._stream
+        if stream is None or self._decoder is not None:
+            return self._route(chunk, now)
+        if stream.covers(chunk):
+            return chunk
+        out = stream.feed(chunk, now)
+        self.terminal = stream.terminal
+        return out
 
     def feed_frame(self, chunk: bytes, now: float) -> bytes:
         """Read `chunk` only up to the first place where `cut` gives frames; what to forward of that.
@@ -147,15 +158,18 @@ class Meter:
             return b""
         self._ended = True
         if self._body is not None:
-            self._body.eof()
+            self._read_body(self._body)
         if self._stream is None:
             return self._opening[self._opening_sent :]
         held = self._stream.eof()
+        self.terminal = self._stream.terminal
         return held if self._decoder is None else b""
 
     def finish(self) -> Reading:
         """What the answer has told so far."""
-        notes, stream = self._notes, self._stream
+        if self._plain is not None:
+            return self._plain.reading
+        notes, stream = self._noted(), self._stream
         account, raw = notes.account()
         usage = account.usage
         complete = notes.complete and notes.fault is None
@@ -182,18 +196,42 @@ class Meter:
             output_bytes_total=text.bytes_total,
         )
 
+    def _noted(self) -> Notes:
+        """The notes, made when there is something to note: a whole answer of the ordinary kind needs none."""
+        if self._notes is None:
+            self._notes = Notes(self._operation, self._profile)
+        return self._notes
+
+    def _read_body(self, body: BodyMeter) -> None:
+        document = body.whole
+        if document is not None and self._status < 400 and (self._decoder is None or not self._decoder.broken):
+            self._plain = plain.read(self._operation, document, self._profile)
+        if self._plain is None:
+            self._read_any_body(body)
+        else:
+            self.terminal = True
+
+    def _read_any_body(self, body: BodyMeter) -> None:
+        """Read a document that may hold anything."""
+        notes = self._noted()
+        body.read(_wire_of(self._operation, self._family), notes, self._status)
+        self.terminal = notes.whole_body or notes.terminal
+
     @property
     def _is_empty_stream(self) -> bool:
         """Announced as an event stream, and nothing in it that would tell otherwise."""
-        return self._body is None and self._content_type == "text/event-stream"
+        return self._body is None and _media_type(self._content_type) == "text/event-stream"
 
     def _text(self, account: Account, complete: bool) -> Text:
         """The generated text, decoded only where tokens will have to be estimated from it."""
-        if account.usage.output_tokens is not None and complete and not self._notes.provisional:
+        if account.usage.output_tokens is not None and complete and not self._noted().provisional:
             return NO_TEXT
         try:
-            reader = self._stream or self._body
-            return reader.text() if reader is not None else NO_TEXT
+            if self._stream is not None:
+                return self._stream.text()
+            if self._body is not None and self._status < 400:
+                return self._body.text(_wire_of(self._operation, self._family))
+            return NO_TEXT
         except Exception:
             return NO_TEXT
 
@@ -206,7 +244,12 @@ class Meter:
                 return self._await_kind(chunk, data)
             # What went on already is blank where a frame may have to be withheld, and is not needed.
             data, self._opening = data[self._opening_sent :] if self._withhold else data, b""
-        out = self._pass_on(data, now)
+        if self._body is not None:
+            self._body.feed(data)
+            return data if self._withhold else chunk
+        assert self._stream is not None
+        out = data if self._stream.covers(data) else self._stream.feed(data, now)
+        self.terminal = self._stream.terminal
         return out if self._withhold else chunk
 
     def _await_kind(self, chunk: bytes, opening: bytes) -> bytes:
@@ -218,13 +261,6 @@ class Meter:
         sent, self._opening_sent = self._opening_sent, len(opening) - len(opening.lstrip())
         return opening[sent : self._opening_sent]
 
-    def _pass_on(self, data: bytes, now: float) -> bytes:
-        if self._stream is not None:
-            return self._stream.feed(data, now)
-        if self._body is not None:
-            self._body.feed(data)
-        return data
-
     def _begin(self, data: bytes) -> bool:
         """Decide what kind of body this is once its first bytes are there; whether that is decided."""
         kind = _kind_of(data, self._content_type, self._stream_asked)
@@ -232,14 +268,14 @@ class Meter:
             return False
         if kind:
             self._stream = StreamMeter(
-                self._wire,
-                self._notes,
+                _wire_of(self._operation, self._family),
+                self._noted(),
                 withhold=self._withhold,
                 event_bytes_max=self._event_bytes_max,
                 watch=self._watch,
             )
         else:
-            self._body = BodyMeter(self._wire, self._notes, status=self._status)
+            self._body = BodyMeter()
         return True
 
 
@@ -256,9 +292,20 @@ def _kind_of(data: bytes, content_type: str, stream_asked: bool) -> bool | None:
         return True
     if len(start) < 6 and len(data) < OPENING_BYTES_MAX:
         return None
-    if content_type in ("text/event-stream", "application/json"):
-        return content_type == "text/event-stream"
+    media_type = _media_type(content_type)
+    if media_type in ("text/event-stream", "application/json"):
+        return media_type == "text/event-stream"
     return stream_asked and bool(start) and not start.startswith(b"<")
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _decoder_of(content_encoding: str) -> Decoder | None:
+    """None where nothing has to be undone."""
+    decoder = Decoder(content_encoding, feed_bytes_max=DECODED_BYTES_MAX)
+    return None if decoder.identity else decoder
 
 
 def _wire_of(operation: Operation, family: Family) -> Wire:

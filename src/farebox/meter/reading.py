@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from farebox.dialects.faults import Fault
+from farebox.dialects.plain import PlainUsage
 from farebox.dialects.profile import Profile
 from farebox.dialects.raw import nothing_kept, shortened
 from farebox.dialects.usage import Account, is_skeleton, merge, read_usage
@@ -34,9 +35,9 @@ class Reading(msgspec.Struct, kw_only=True, frozen=True):
     usage: Usage
     has_usage: bool
     """The provider reported input or output tokens."""
-    usage_raw: msgspec.Raw | None = None
-    """The provider's usage object, later snapshots merged over earlier ones. Siblings that belong
-    to it (`tool_usage`, `usage_breakdown`) stand in it as members."""
+    usage_raw: msgspec.Raw | PlainUsage | None = None
+    """The provider's usage object, as JSON or as a type that encodes to it; later snapshots merged over
+    earlier ones. Siblings that belong to it (`tool_usage`, `usage_breakdown`) stand in it as members."""
     unexplained_tokens: int | None = None
     """What is left of the provider's own total when input and output are taken away; not billed."""
     output_provisional: bool = False

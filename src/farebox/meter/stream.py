@@ -47,19 +47,28 @@ class StreamMeter:
         self._sample = Sample()
         self.first_token_at: float | None = None
 
-    def feed(self, chunk: bytes, now: float) -> bytes:
-        """Note what `chunk` says and return what may go on to the client. Never raises."""
+    @property
+    def terminal(self) -> bool:
+        """The event that ends the answer was fed."""
+        return self._notes.terminal
+
+    def covers(self, chunk: bytes) -> bool:
+        """Whether `chunk` repeats what came before it but for its text, which is read with that; to be asked first."""
         template, watch = self._template, self._watch
         if (
-            template is not None
-            and self._aligned
-            and (template.covers(chunk) if watch is None else watch.covers(template, chunk))
+            template is None
+            or not self._aligned
+            or not (template.covers(chunk) if watch is None else watch.covers(template, chunk))
         ):
-            self._sample.add(chunk)
-            return chunk
+            return False
+        self._sample.add(chunk)
+        return True
+
+    def feed(self, chunk: bytes, now: float) -> bytes:
+        """Note what `chunk` says, which is not covered, and return what may go on to the client. Never raises."""
         if self._stopped:
-            if watch is not None:
-                watch.unread(chunk)
+            if self._watch is not None:
+                self._watch.unread(chunk)
             return chunk
         try:
             if len(chunk) > PIECE_BYTES:

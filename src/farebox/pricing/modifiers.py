@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from farebox.config.prices import ORDINARY_TIERS
+from farebox.dialects.plain import PlainUsage
 from farebox.dialects.raw import LEFT_OUT, lacks
 from farebox.records import UsageEvent
 
@@ -75,7 +76,11 @@ def served(event: UsageEvent) -> Served:
     raw = event.usage_raw
     if raw is None:
         return PLAIN
-    if not isinstance(raw, dict):
+    if isinstance(raw, PlainUsage):
+        if raw.place is None or raw.place.lower() in _PLACES:
+            return PLAIN
+        raw = msgspec.to_builtins(raw)
+    elif not isinstance(raw, dict):
         data = raw.encode() if isinstance(raw, str) else bytes(raw) if isinstance(raw, msgspec.Raw | bytes) else b""
         if not any(name in data for name in _NAMES):
             return PLAIN
