@@ -29,7 +29,7 @@ UNSENT_BYTES_MAX = 256 * 1024
 
 
 class _Unwanted(Exception):
-    """A bound above is passed, or a field holds a NUL. For the parser, which fails with it."""
+    """A bound above is passed, a field holds a NUL, an interim answer a body. For the parser, which fails with it."""
 
 
 def _parser(link: Link) -> HttpResponseParser:
@@ -276,7 +276,7 @@ class Link(asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._head:  # else it is a trailer, which is hop-by-hop
-            self._headers.append((name, value))
+            self._headers.append((name, value.rstrip(b" \t")))  # llhttp leaves it; "5 " is no length
             if len(name) + len(value) > FIELD_BYTES_MAX or len(self._headers) > FIELDS_MAX or b"\0" in value:
                 raise _Unwanted
 
@@ -291,6 +291,8 @@ class Link(asyncio.BufferedProtocol):
                 self._whole, self._keeps = True, False
 
     def on_body(self, data: bytes) -> None:
+        if not self._head:
+            raise _Unwanted  # an interim answer has none: what follows it can be read in two ways
         if not self._whole:
             self._pieces.append(data)
 
