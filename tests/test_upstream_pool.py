@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -232,6 +233,22 @@ async def test_a_connection_that_does_not_open_leaves_its_place() -> None:
     await turns()
     wires.opened[0].say(OK)
     assert await calls[1] == b"ok"
+
+
+@pytest.mark.parametrize("how", [Wire.end, Wire.reset, lambda wire: wire.say(OK)])
+async def test_a_connection_lost_as_it_opens_is_none(how: Callable[[Wire], None]) -> None:
+    """Accepted and closed at once, or greeted with bytes nobody asked for: unsent, and its place is free again."""
+    wires = Wires(lambda wire: wire.loop.call_soon(wire.say, OK))
+    wires.at_once = how
+    upstream = upstream_of(wires, connections_max=1)
+    for _ in range(2):
+        with pytest.raises(UpstreamError, match="connect") as failure:
+            async with asyncio.timeout(5):
+                await send(upstream)
+        assert not failure.value.sent
+    wires.at_once = None
+    assert await whole(upstream) == b"ok"
+    assert len(wires.alive) == 1
 
 
 async def test_idle_connections_are_closed_after_their_time() -> None:

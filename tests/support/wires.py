@@ -108,6 +108,7 @@ class Wires:
 
     gate      while it is not set, nothing gets open
     failures  raised, the first one first, instead of opening
+    at_once   done by the provider with a connection before its opening is known
     """
 
     via = None
@@ -118,6 +119,7 @@ class Wires:
         self.opened: list[Wire] = []
         self.failures: list[Exception] = []
         self.asked = 0
+        self.at_once: Callable[[Wire], None] | None = None
         self.on_write = on_write
         self.gate = asyncio.Event()
         self.gate.set()
@@ -128,7 +130,11 @@ class Wires:
         if self.failures:
             raise self.failures.pop(0)
         protocol = factory()
-        self.opened.append(Wire(asyncio.get_running_loop(), protocol, self.on_write))
+        wire = Wire(asyncio.get_running_loop(), protocol, self.on_write)
+        self.opened.append(wire)
+        if self.at_once is not None:
+            self.at_once(wire)
+            await asyncio.sleep(0)
         return protocol
 
     @property

@@ -61,11 +61,14 @@ class Pool:
         """Open one; a place for it is counted in `_opening`."""
         try:
             protocol = await self._opener.open(lambda: Link(self._loop, self._buffer, self._over))
+            assert isinstance(protocol, Link)
+            if not protocol.usable:  # accepted, and closed or talked to at once
+                protocol.close()
+                raise UpstreamError("connect", sent=False)
         except BaseException:
             self._opening -= 1
             self._hand_on()
             raise
-        assert isinstance(protocol, Link)
         self._opening -= 1
         self._links.add(protocol)
         return protocol
