@@ -42,7 +42,7 @@ class Got:
     end: str
     status: int = 0
     reason: bytes = b""
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    lines: bytes = b""
     length: int | None = None
     framed: bool = False
     body: bytes = b""
@@ -67,7 +67,7 @@ async def ours(said: Said, mode: Mode = "read") -> Got:
     upstream = Upstream(PROVIDER, wires)  # type: ignore[arg-type]
 
     async def send(method: str) -> Any:
-        return await upstream.send(method, "http://provider.test/x", [], _body(method))
+        return await upstream.send(method, upstream.start(method, "http://provider.test/x", []), _body(method))
 
     async def pipe(answer: Any, pieces: list[bytes]) -> None:
         sink = _Sink()
@@ -137,7 +137,7 @@ async def _exchange(said: Said, wires: Wires, send: Callable[[str], Any], read: 
     answer.close()
     head = answer.head
     return Got(
-        "broken" if end == "broken_body" else end, head.status, head.reason, head.headers, head.length, head.framed,
+        "broken" if end == "broken_body" else end, head.status, head.reason, head.lines, head.length, head.framed,
         b"".join(pieces), reused,
     )  # fmt: skip
 
@@ -162,7 +162,7 @@ async def _is_reused(wires: Wires, send: Callable[[str], Any]) -> bool:
         answer = await task
     except UpstreamError as error:
         raise AssertionError(f"the next call failed: {error.kind}") from None
-    assert (b"X-Second", b"1") in answer.head.headers, "the next call got bytes that were not its answer's"
+    assert b"X-Second: 1\r\n" in answer.head.lines, "the next call got bytes that were not its answer's"
     assert answer.head.status == 200
     pieces: list[bytes] = []
     await _read(answer, pieces)

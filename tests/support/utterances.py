@@ -128,7 +128,7 @@ class _Speaker:
 
     def framed(self) -> tuple[str, bytes]:
         """The line that tells the body's size, and the body."""
-        how = self.pick(("length", "chunks", "chunks", "close"))
+        how = self.pick(("length", "length", "chunks", "chunks", "close"))
         body: bytes = self.pick(_BODIES)
         if how == "length":
             value = self.pick(("{n}",), _ODD_LENGTHS).format(n=len(body), more=len(body) + 3, less=len(body) // 2)
