@@ -204,7 +204,8 @@ class Link(asyncio.BufferedProtocol):
         try:
             parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade):
-            fault = True
+            # After the head of an answer to HEAD nothing is read: the parser, which does not know, may stumble there.
+            fault = not (self._bodiless and self._head)
         if not self._pieces:
             # Of a head, but also of trailers and chunk extensions, a provider can send without end.
             self._head_bytes += len(data)
