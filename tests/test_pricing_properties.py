@@ -173,3 +173,24 @@ def test_amounts_are_exact_at_the_ends_of_their_range() -> None:
     costing = pricer(price).cost(used("m", 10**15 - 1, 10**15))
     assert costing is not None
     assert costing.usd == Decimal("1000000000000000.00000000000999999999999999")
+
+
+@fixed
+@given(
+    PRICES,
+    PRICES,
+    st.lists(st.tuples(MOMENTS, st.sampled_from([None, "default", "flex", "batch"])), min_size=2, max_size=6),
+    st.sampled_from([UTC, timezone(timedelta(hours=9)), None]),
+)
+def test_what_was_priced_before_changes_no_price(
+    older: Price, newer: Price, calls: list[tuple[datetime, str | None]], zone: timezone | None
+) -> None:
+    """A pricer that has priced calls of any time and tier prices each like one that has priced nothing."""
+    entries = (older, msgspec.structs.replace(newer, id="", since=date(2026, 6, 1)))
+    openai = {"openai": provider("openai", price_book="b")}
+    warm = Pricer(PriceBook(entries), openai)
+    moments = [(moment, tier) for moment, tier in calls for moment in (moment, moment + timedelta(seconds=30))]
+    for moment, tier in [*moments, *moments]:
+        at = moment.replace(tzinfo=None) if zone is None else moment.astimezone(zone)
+        call = used("m", 100, 10, started_at=at, service_tier=tier)
+        assert warm.cost(call) == Pricer(PriceBook(entries), openai).cost(call)

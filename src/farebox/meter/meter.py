@@ -115,14 +115,14 @@ class Meter:
     def stored_id(self) -> str | None:
         """The answer's own id, as soon as it is known."""
         if self._plain is not None:
-            return self._plain.reading.response_id
+            return self._plain[0].response_id
         return self._notes.response_id if self._notes is not None else None
 
     @property
     def stored(self) -> dict[str, str]:
         """Ids of what the provider stored along with the answer so far, and what each is."""
         if self._plain is not None:
-            return self._plain.stored
+            return self._plain[1]
         return self._notes.stored if self._notes is not None else {}
 
     def feed(self, chunk: bytes, now: float) -> bytes:
@@ -168,7 +168,7 @@ class Meter:
     def finish(self) -> Reading:
         """What the answer has told so far."""
         if self._plain is not None:
-            return self._plain.reading
+            return self._plain[0]
         notes, stream = self._noted(), self._stream
         account, raw = notes.account()
         usage = account.usage

@@ -9,7 +9,7 @@ the wires read it. Where it fits, both say the same (a property test holds them 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -21,12 +21,8 @@ from farebox.meter.reading import STORED_MAX, Reading
 from farebox.meter.tools import ToolTally
 from farebox.records import Operation, ToolCall
 
-
-class Plain(NamedTuple):
-    """A whole answer, read: the same as the meter would have made of it, and what the provider stored along with it."""
-
-    reading: Reading
-    stored: dict[str, str]
+Plain = tuple[Reading, dict[str, str]]
+"""A whole answer as the meter would have read it, and the ids of what the provider stored along with it by kind."""
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -144,11 +140,11 @@ def read(operation: Operation, document: bytes, profile: Profile) -> Plain | Non
         tool_calls=calls,
         complete=True,
     )
-    return Plain(reading, stored)
+    return reading, stored
 
 
 _Told = tuple[list[ToolCall], dict[str, str]]
-"""Tool calls, and the ids of what the provider stored along with the answer by kind."""
+"""Tool calls, and what was stored."""
 
 
 def _chat(answer: _Chat) -> _Told:

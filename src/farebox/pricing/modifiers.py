@@ -31,16 +31,8 @@ OPTIONAL = frozenset({"search_context_size"})
 """What makes no difference to a price that has no variant of it at all."""
 _SPEEDS = frozenset({"", "standard", "normal", "default"})
 _PLACES = frozenset({"", "global", "not_available", "default", "unknown"})
+_LEFT_OUT = LEFT_OUT.encode()
 _READ = frozenset({"speed", "inference_geo", "iterations", "usage_breakdown", "tool_usage"})
-_NAMES = (
-    b"speed",
-    b"inference_geo",
-    b"iterations",
-    b"usage_breakdown",
-    b"image_gen",
-    b"search_context_size",
-    LEFT_OUT.encode(),
-)
 
 
 class Part(NamedTuple):
@@ -82,7 +74,7 @@ def served(event: UsageEvent) -> Served:
         raw = msgspec.to_builtins(raw)
     elif not isinstance(raw, dict):
         data = raw.encode() if isinstance(raw, str) else bytes(raw) if isinstance(raw, msgspec.Raw | bytes) else b""
-        if not any(name in data for name in _NAMES):
+        if not _names_any(data):
             return PLAIN
         try:
             raw = msgspec.json.decode(data)
@@ -96,6 +88,19 @@ def served(event: UsageEvent) -> Served:
     # Groq's compound systems: other models, and tools whose fees no member tells. And what was too large to keep.
     unpriceable = _draws(raw) or bool(raw.get("usage_breakdown")) or lacks(raw, _READ)
     return Served(tuple(needs), tuple(_parts(raw)), unpriceable)
+
+
+def _names_any(data: bytes) -> bool:
+    """Whether any member that is read here is named. Written out: a loop costs three times as much."""
+    return (
+        b"speed" in data
+        or b"inference_geo" in data
+        or b"iterations" in data
+        or b"usage_breakdown" in data
+        or b"image_gen" in data
+        or b"search_context_size" in data
+        or _LEFT_OUT in data
+    )
 
 
 def way_needs(said: Mapping[str, Any]) -> tuple[Need, ...]:

@@ -7,7 +7,7 @@ one, a count that is not known, all give no cost, which is not 0. Sums are not r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -22,13 +22,13 @@ from farebox.pricing.book import Lineage, PriceBook, keep
 from farebox.pricing.configured import Overrides
 from farebox.pricing.entry import Price
 from farebox.pricing.images import image_tokens
-from farebox.pricing.modifiers import Need, Part, served, tier_needs
+from farebox.pricing.modifiers import PLAIN, Need, Served, served, tier_needs
 from farebox.pricing.publishers import NAMED_BY_OPERATOR, NONE, book_of, lookups
 from farebox.pricing.tables import EXACT, Table, Tariff
 from farebox.records import UsageEvent
 
 NAMES_MAX = 4_096
-"""Models of providers whose entries are kept at hand, and ways in which they are bounded. Past it the oldest is
+"""Models of providers whose entries are kept at hand, ways in which they are bounded or served. Past it the oldest is
 forgotten, and searched again."""
 TARIFFS_MAX = 16_384
 """Worked-out rates kept. Past it the oldest are forgotten, and worked out again."""
@@ -55,6 +55,13 @@ class Costing(NamedTuple):
     price_id: str
 
 
+_Found = tuple[Price, Tariff]
+"""An entry and its rates."""
+_Standing = tuple[datetime, datetime, _Found | None]
+"""From when to before when something was found, or that nothing was."""
+_MINUTE = timedelta(minutes=1)
+
+
 class _Candidate(NamedTuple):
     """A model's entries as found under a name. `borrowed`: in the book of a publisher whose models a cloud sells."""
 
@@ -76,6 +83,7 @@ class Pricer:
         self._known: dict[tuple[str, str | None, str | None], tuple[_Candidate, ...]] = {}
         self._tariffs: dict[tuple[str, int, tuple[int, ...]], Tariff] = {}
         self._ways: dict[tuple[object, ...], tuple[Tariff, ...]] = {}
+        self._standings: dict[tuple[str, str | None, str | None, str | None], _Standing] = {}
 
     def price(self, event: UsageEvent) -> None:
         """Set `cost_usd`, `cost_source` and `price_id` of `event`, and nothing else.
@@ -98,14 +106,18 @@ class Pricer:
         if event.input_tokens is None or (event.output_tokens is None and event.operation != "embeddings"):
             return None
         how = served(event)
-        at = _utc(event.started_at)
-        needs = tier_needs(event.service_tier) + how.needs
-        found = None if how.unpriceable else self._find(event.provider, event.model, event.requested_model, needs, at)
+        if how is PLAIN:
+            found = self._standing(event)
+        elif how.unpriceable:
+            return None
+        else:
+            needs = tier_needs(event.service_tier) + how.needs
+            found = self._find(event.provider, event.model, event.requested_model, needs, _utc(event.started_at))
         if found is None:
             return None
         price, tariff = found
         table = tariff.table(event.input_tokens) if tariff.steps else tariff.base
-        amount = self._parts_usd(event, how.parts, needs, at) if how.parts else _tokens_usd(event, table)
+        amount = self._parts_usd(event, how) if how.parts else _tokens_usd(event, table)
         if amount is not None and (event.units or "requests" in table.rates):
             beside = units_usd(table, event.units)
             amount = None if beside is None else EXACT.add(amount, beside)
@@ -162,13 +174,25 @@ class Pricer:
             keep(self._ways, key, tariffs, NAMES_MAX)
         return most.most_usd(tariffs, input_tokens, output_tokens)
 
-    def _parts_usd(
-        self, event: UsageEvent, parts: tuple[Part, ...], needs: tuple[Need, ...], at: datetime
-    ) -> Decimal | None:
+    def _standing(self, event: UsageEvent) -> _Found | None:
+        """What `_find` says for an ordinary call, kept for the minute: what holds changes no faster."""
+        at = event.started_at
+        key = (event.provider, event.model, event.requested_model, event.service_tier)
+        standing = self._standings.get(key)
+        if standing is not None and at.tzinfo is UTC and standing[0] <= at < standing[1]:
+            return standing[2]
+        at = _utc(at)
+        found = self._find(*key[:3], tier_needs(event.service_tier), at)
+        minute = at.replace(second=0, microsecond=0)
+        keep(self._standings, key, (minute, minute + _MINUTE, found), NAMES_MAX)
+        return found
+
+    def _parts_usd(self, event: UsageEvent, how: Served) -> Decimal | None:
         """The sum over the models that worked on an answer, each at its own price and context tier."""
+        needs, at = tier_needs(event.service_tier) + how.needs, _utc(event.started_at)
         profile = PROFILES.get(event.dialect) or Profile(name=event.dialect)
         total = ZERO
-        for part in parts:
+        for part in how.parts:
             model = part.model or event.model
             usage = read_usage(part.usage, operation=event.operation, profile=profile, model=model).usage
             asked = event.requested_model if part.model is None else None
@@ -183,7 +207,7 @@ class Pricer:
 
     def _find(
         self, provider: str, model: str | None, asked: str | None, needs: tuple[Need, ...], at: datetime
-    ) -> tuple[Price, Tariff] | None:
+    ) -> _Found | None:
         """The entry in force and its rates; None without an entry, or where it has no price for `needs`."""
         found = self._entry(provider, model, asked, at)
         if found is None:

@@ -105,7 +105,9 @@ class Relay:
             claim.feed(body, meter)
         if call.attempt is not None:  # else it was settled with its head
             out += meter.eof()
-            await self._settler.settle(call, meter.finish(), "whole")
+            reading = meter.finish()
+            if not self._settler.at_once(call, reading, "whole"):
+                await self._settler.settle(call, reading, "whole")
             if claim is not None:
                 await claim.kept(meter)
         if not call.gone:
@@ -175,7 +177,9 @@ class Relay:
         row is written."""
         if not meter.terminal:
             passing.held += meter.eof()
-        await self._settler.settle(call, meter.finish(), "whole")
+        reading = meter.finish()
+        if not self._settler.at_once(call, reading, "whole"):
+            await self._settler.settle(call, reading, "whole")
         if call.claim is not None:
             await call.claim.kept(meter)  # the client's next request may name what this one made
         passing.release()

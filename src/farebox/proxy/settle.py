@@ -34,6 +34,16 @@ class Settler:
         self._price = price
         self._clock = clock
 
+    def at_once(self, call: Call, reading: Reading | None, ending: Ending) -> bool:
+        """Settle the attempt `call` has under way if that takes no waiting; whether it is settled, or there is none."""
+        attempt = call.attempt
+        if attempt is None:
+            return True
+        if _asks_for_more(call, attempt) or accounting.needs_estimate(attempt, reading):
+            return False
+        self._write(call, attempt, reading, ending, None, finished=self._clock.monotonic())
+        return True
+
     async def settle(
         self,
         call: Call,
@@ -54,7 +64,8 @@ class Settler:
         finished = self._clock.monotonic()
         estimate: Estimate | None = None
         cancelled = False
-        if attempt.hold is not None and call.ticket is not None and call.ticket.pace is not None:
+        if _asks_for_more(call, attempt):
+            assert call.ticket is not None and call.ticket.pace is not None
             try:
                 await call.ticket.pace.stop()
             except asyncio.CancelledError:
@@ -71,6 +82,24 @@ class Settler:
                 estimate = accounting.by_size(attempt, reading)
         if call.attempt is not attempt:
             return None
+        counted = self._write(call, attempt, reading, ending, estimate, finished=finished, error=error, unsent=unsent)
+        if cancelled:
+            raise asyncio.CancelledError
+        return counted
+
+    def _write(
+        self,
+        call: Call,
+        attempt: Attempt,
+        reading: Reading | None,
+        ending: Ending,
+        estimate: Estimate | None,
+        *,
+        finished: float,
+        error: str | None = None,
+        unsent: bool = False,
+    ) -> Counted:
+        """Make the attempt's event and hand it over; from here on it is settled."""
         call.attempt = call.meter = None
         outcome = accounting.outcome_of(attempt, reading, ending, gone=call.gone)
         event = accounting.account(attempt, reading, outcome, estimate, finished=finished, error=error, unsent=unsent)
@@ -83,8 +112,6 @@ class Settler:
             holds.charge(event, hold, goes_on=goes_on, kept=kept and not goes_on)
         # Also without a begin (`metering.on_ledger_failure: pass`): the journal may have room again by now.
         self._record(event)
-        if cancelled:
-            raise asyncio.CancelledError
         return counted
 
     def _put_price(self, event: UsageEvent) -> None:
@@ -94,3 +121,8 @@ class Settler:
             # What is unknown can be priced later; a row that was not written can't.
             structlog.get_logger().error("a call could not be priced", id=str(event.id), **exception_facts(exc))
             event.cost_usd = event.cost_source = event.price_id = None
+
+
+def _asks_for_more(call: Call, attempt: Attempt) -> bool:
+    """Whether more may just now be asked to be held for the attempt."""
+    return attempt.hold is not None and call.ticket is not None and call.ticket.pace is not None
