@@ -18,7 +18,7 @@ from farebox import paths
 from farebox.errors import BadRequest, Unavailable
 from farebox.objects.answers import ANSWER_BYTES_MAX, Sniffer, made
 from farebox.objects.places import Place, may_refer, place_of
-from farebox.objects.references import REFERENCES_MAX, Reference, references
+from farebox.objects.references import REFERENCES_MAX, Reference, holds, references
 from farebox.objects.registry import LOOKUPS_MAX, Objects
 from farebox.records import Operation
 from farebox.store import ObjectStore, Store
@@ -97,6 +97,14 @@ def test_no_type_beside_it_hides_an_id() -> None:
         assert {one.id for one in references("responses", item % kinds)} == {"i1"}
     prompt = {"id": "pmpt_1", "variables": {"results": {"type": "input_file", "file_id": "f2"}}}
     assert named("responses", {"prompt": prompt}) == {"f2"}
+
+
+@given(st.lists(st.sampled_from([b"_", b"file", b"_id", b"\\", b"u00", b"x" * 700]), max_size=40))
+def test_a_word_is_found_by_its_rare_byte_wherever_it_stands(parts: list[bytes]) -> None:
+    """Looking for a byte of it first finds a word exactly where it is."""
+    body = b"".join(parts)
+    assert holds(body, b"file_id", b"_") == (b"file_id" in body)
+    assert holds(body, b"\\u00", b"\\") == (b"\\u00" in body)
 
 
 def test_items_are_references_where_they_stand_for_one() -> None:

@@ -24,7 +24,8 @@ def keep_to(cores: Sequence[int]) -> Callable[[], None]:
 
 
 def start(command: Sequence[str], cores: Sequence[int], log: Path, env: Mapping[str, str] | None = None) -> Process:
-    """A process on these cores that writes to `log`."""
+    """A process on these cores that writes to `log`. Python keeps its bytecode, as where a package is installed."""
+    kept = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(log.parent / "bytecode")}
     with log.open("ab") as out:
         return Process(
             subprocess.Popen(
@@ -32,7 +33,7 @@ def start(command: Sequence[str], cores: Sequence[int], log: Path, env: Mapping[
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, **kept, **(env or {})},
                 preexec_fn=keep_to(cores),
                 start_new_session=True,
             )

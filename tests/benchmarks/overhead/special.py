@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -125,3 +126,42 @@ def healthz(target: Target, seconds: float) -> dict[str, float]:
     asking = Scenario("healthz", "", 1, seconds)
     came = scenarios.load(target, asking, body=None, path="/healthz", gap_s=0.005, keys=None)
     return {name: value / 1000 for name, value in came["latency"].items()}
+
+
+STALLS = {
+    "nothing else": None,
+    "1 MB prompts, counted": replace(scenarios.PROMPT_1M, model="unpriced", connections=1, seconds=4.0),
+    "50 MB bodies": replace(scenarios.PROMPT_1M, connections=1, seconds=4.0, body_bytes=50_000_000),
+    "a new config each half second": None,
+}
+
+
+def stalls(bench: Bench) -> dict[str, dict[str, float]]:
+    """`/healthz` while something large is on: p50, p99 and max in ms."""
+    farebox = bench.farebox("stalls")
+    farebox.settings["server"]["reload_poll_s"] = 0.1
+    farebox.write()
+    target = farebox.start()
+    time.sleep(2.0)  # the tokenizer is loaded in the background
+    found = {}
+    for name, beside in STALLS.items():
+        load = scenarios.loading(target, beside) if beside is not None else None
+        rewriting = threading.Thread(target=_rewrite, args=(farebox, 4.0)) if "config" in name else None
+        if rewriting is not None:
+            rewriting.start()
+        found[name] = healthz(target, 4.0)
+        if load is not None and (came := scenarios.ended(load))["failed"]:
+            raise RuntimeError(f"{name}: {came['first_fault']}")
+        if rewriting is not None:
+            rewriting.join()
+    assert target.process is not None
+    target.process.stop()
+    return found
+
+
+def _rewrite(farebox: Farebox, seconds: float) -> None:
+    """Another config every half second."""
+    for number in range(int(seconds * 2)):
+        farebox.settings["limits"]["connections_max"] = 7000 + number
+        farebox.write()
+        time.sleep(0.5)
