@@ -51,6 +51,11 @@ ACCEPTED = {
         lambda said, us, them: them.reused and us == replace(them, reused=False) and said.raw.endswith((b"\r", b"\n")),
         _said(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", b"\r\n", ending="open"),
     ),
+    "chunks that end in nonsense": Difference(
+        "It is a break. aiohttp, where the line end of a chunk comes in one piece with the nonsense, waits for ever.",
+        lambda said, us, them: us.end == "broken" and them.end == "waiting" and us == replace(them, end="broken"),
+        _said(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx", b"\r\nzz\r\n"),
+    ),
     "an unknown interim answer with a body": Difference(
         "It has none; what follows its head is an answer or a body, as one likes. farebox refuses it, as both do with "
         "100 to 103; aiohttp takes the body for one and waits for another answer.",

@@ -12,6 +12,7 @@ import pytest
 from farebox.config import Provider
 from farebox.upstream import IDLE_CONNECTION_S, Answer, NeverSent, Upstream, UpstreamError
 from farebox.upstream.pool import CONNECTION_AGE_S
+from support.clock import Leaps
 from support.wires import Wire, Wires
 
 PROVIDER = Provider(name="p", dialect="openai", base_url="http://provider.test/v1", connections_max=2)
@@ -45,19 +46,6 @@ async def turns(number: int = 5) -> None:
 def names(wire: Wire) -> list[str]:
     """Which calls went up a connection, in their order."""
     return [line.split(b"/")[2].split(b" ")[0].decode() for line in wire.sent.split(b"\r\n") if b" HTTP/1.1" in line]
-
-
-class Clock:
-    """Makes the running loop's time go on by leaps: what was due in between is called."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._time, self._ahead = self._loop.time, 0.0
-        self._loop.time = lambda: self._time() + self._ahead  # type: ignore[method-assign]
-
-    async def leap(self, seconds: float) -> None:
-        self._ahead += seconds
-        await turns()
 
 
 async def test_a_connection_is_used_again() -> None:
@@ -106,13 +94,13 @@ async def test_a_call_that_gets_no_connection_in_time_was_never_sent() -> None:
     upstream = upstream_of(wires, connections_max=1)
     first = asyncio.create_task(whole(upstream, "first"))
     await turns()
-    clock = Clock()
+    leaps = Leaps()
     late = asyncio.create_task(whole(upstream, "late"))
     await turns()
-    await clock.leap(5)
+    await leaps.by(5)
     patient = asyncio.create_task(whole(upstream, "patient"))
     await turns()
-    await clock.leap(6)
+    await leaps.by(6)
     with pytest.raises(UpstreamError) as failure:
         await late
     assert (failure.value.kind, failure.value.sent, failure.value.timeout) == ("connect_timeout", False, True)
@@ -260,16 +248,16 @@ async def test_idle_connections_are_closed_after_their_time() -> None:
     for wire in wires.opened:
         wire.say(OK)
     await asyncio.gather(*calls)
-    clock = Clock()
-    await clock.leap(IDLE_CONNECTION_S - 1)
+    leaps = Leaps()
+    await leaps.by(IDLE_CONNECTION_S - 1)
     assert len(wires.alive) == 2
     again = asyncio.create_task(whole(upstream))
     await turns()
     wires.opened[1].say(OK)
     await again
-    await clock.leap(2)
+    await leaps.by(2)
     assert wires.alive == [wires.opened[1]]
-    await clock.leap(IDLE_CONNECTION_S)
+    await leaps.by(IDLE_CONNECTION_S)
     assert wires.alive == []
 
 
@@ -279,7 +267,7 @@ async def test_an_old_connection_is_not_used_again() -> None:
     upstream = upstream_of(wires, **PATIENT)
     call = asyncio.create_task(whole(upstream))
     await turns()
-    await Clock().leap(CONNECTION_AGE_S + 1)
+    await Leaps().by(CONNECTION_AGE_S + 1)
     wires.opened[0].say(OK)
     assert await call == b"ok"
     assert wires.alive == []
