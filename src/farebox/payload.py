@@ -28,7 +28,7 @@ _STATUS_MAX = 999
 _BIGINT_MAX = 2**63 - 1
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
-_ENCODER = msgspec.json.Encoder()
+_encode = msgspec.json.Encoder().encode
 _BARE = (
     "request_id",
     "key_id",
@@ -54,22 +54,15 @@ _TYPES = {field.name: field.type for field in msgspec.structs.fields(UsageEvent)
 def encode(event: UsageEvent | Begun) -> bytes:
     """`event` as a JSON object whose members are columns, at most `BYTES_MAX` bytes, valid for `jsonb`."""
     try:
-        data = _ENCODER.encode(event)
+        data = _encode(event)
     except UnicodeEncodeError:
-        data = b"\\u"
-    return data if _fits(data) else _shrunk(_members(event))
-
-
-def _fits(payload: bytes) -> bool:
-    """Whether an encoded event can go as it is.
-
-    `\\u` stands for NUL among others, and a provider's raw object may hold half of a pair. Both are
-    rare, so an event that only looks like it may take the slow way too. The search for one byte
-    comes first because it costs a tenth of that for two.
-    """
-    if len(payload) > BYTES_MAX or (b"\\" in payload and b"\\u" in payload):
-        return False
-    return payload.isascii() or _is_utf8(payload)
+        return _shrunk(_members(event))
+    # `\\u` stands for NUL among others, and a provider's raw object may hold half of a pair. Both are rare, so an
+    # event that only looks like it may take the slow way too. The search for one byte comes first because it costs a
+    # tenth of that for two.
+    if len(data) > BYTES_MAX or (b"\\" in data and b"\\u" in data) or not (data.isascii() or _is_utf8(data)):
+        return _shrunk(_members(event))
+    return data
 
 
 def cut(payload: bytes, seen_at: float) -> bytes:
@@ -117,7 +110,7 @@ def _bare(old: dict[str, Any], now: datetime) -> bytes:
         kept |= _charged(old)
     for name in _BARE_TEXTS:
         kept[name] = str(old.get(name))[:_BARE_TEXT_MAX].encode("ascii", "replace").decode()
-    return _ENCODER.encode(kept)
+    return _encode(kept)
 
 
 def _charged(old: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +167,7 @@ def _shrunk(members: dict[str, Any]) -> bytes:
     """Encode within `BYTES_MAX`, giving up the least needed first."""
     for give_up in (_nothing, _raw, _raw_wholly, _long_texts, _collections):
         give_up(members)
-        data = _ENCODER.encode(members)
+        data = _encode(members)
         if len(data) <= BYTES_MAX:
             return data
     return _bare(members, _EPOCH)
