@@ -30,6 +30,7 @@ from farebox.tokens import (
     Tokens,
     encoding_for,
     packaged,
+    slices,
 )
 
 fixed = settings(derandomize=True, database=None, deadline=None, max_examples=200)
@@ -100,6 +101,42 @@ def test_text_is_counted_as_tiktoken_counts_it(
 ) -> None:
     """The packaged encodings are tiktoken's own, token for token."""
     assert tokens.count(text, encoding) == len(reference[encoding].encode_ordinary(text))
+
+
+_SCRAPS = st.sampled_from(
+    [
+        "a",
+        "don't",
+        "We'll",
+        " ",
+        "  ",
+        "\n",
+        "\r\n",
+        "\t",
+        ".",
+        "...",
+        "/",
+        "1234",
+        "Ä",
+        "漢字",
+        "é",
+        "🦀",
+        "\u0301",
+        "_",
+    ]
+)
+
+
+@fixed
+@given(
+    scraps=st.lists(_SCRAPS | st.text(max_size=3), max_size=60), encoding=st.sampled_from(["cl100k_base", "o200k_base"])
+)
+def test_slices_of_a_text_have_its_tokens(
+    reference: dict[str, tiktoken.Encoding], scraps: list[str], encoding: EncodingName
+) -> None:
+    """A text that is counted in slices, however small, is cut where no token goes over."""
+    text, encode = "".join(scraps), reference[encoding].encode_ordinary
+    assert [token for part in slices(text, 1) for token in encode(part)] == encode(text)
 
 
 @both
