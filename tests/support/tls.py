@@ -26,7 +26,7 @@ class Authority:
         self._key = folder / f"{name}.key"
         _openssl(
             "req", "-x509", *_KEY, "-keyout", self._key, "-out", self.pem, "-days", "2", "-subj", f"/CN={name}",
-            "-addext", "basicConstraints=critical,CA:TRUE",
+            "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
         )  # fmt: skip
 
     def server(self, names: str, *, days: int = 2) -> ssl.SSLContext:
@@ -34,7 +34,8 @@ class Authority:
         self._number += 1
         stem = self._folder / f"{self.pem.stem}-{self._number}"
         key, wish, pem, more = (stem.with_suffix(suffix) for suffix in (".key", ".csr", ".pem", ".ext"))
-        more.write_text(f"subjectAltName={names}\n")
+        # Python 3.13 and later want to be told whose key signed.
+        more.write_text(f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n")
         _openssl("req", *_KEY, "-keyout", key, "-out", wish, "-subj", "/CN=server")
         _openssl(
             "x509", "-req", "-in", wish, "-CA", self.pem, "-CAkey", self._key, "-CAcreateserial", "-out", pem,
