@@ -21,6 +21,7 @@ from farebox.errors import FareboxError
 from farebox.upstream import Unusable, Upstream, UpstreamError
 from farebox.upstream.opening import ADDRESSES_S, TLS_BUFFER_BYTES, Addresses, Opener
 from support.app import config_of, running, settings_of
+from support.clock import Leaps
 from support.provider import FakeProvider, plain
 from support.tls import OPENSSL, Authority
 from support.tunnel import Tunnel
@@ -58,7 +59,7 @@ async def client(
 ) -> AsyncIterator[Upstream]:
     provider = Provider(name="p", dialect="openai", base_url=base_url, **facts)
     upstream = Upstream(provider, Opener(provider, environ=environ or {}, resolve=names or Names()))
-    async with asyncio.timeout(100):
+    async with asyncio.timeout(200):
         try:
             yield upstream
         finally:
@@ -112,13 +113,11 @@ async def test_a_name_is_asked_once_for_calls_that_come_together() -> None:
 async def test_addresses_are_believed_for_their_time_only() -> None:
     """A new connection uses what is known, and asks again when that has grown old."""
     names = Names()
-    loop = asyncio.get_running_loop()
-    now, ahead = loop.time, 0.0
-    loop.time = lambda: now() + ahead  # type: ignore[method-assign]
+    leaps = Leaps()
     once = plain(b"{}", headers=[("Connection", "close")])
     async with FakeProvider(once) as provider, client(f"http://api.test:{provider.port}", names) as upstream:
         for later, asked in ((0.0, 1), (ADDRESSES_S - 1, 1), (2.0, 2), (0.0, 2)):
-            ahead += later
+            await leaps.by(later)
             await ask(upstream)
             assert len(names.asked) == asked
         assert len({request.connection for request in provider.requests}) == 4
@@ -131,6 +130,35 @@ async def test_addresses_that_can_not_be_reached_are_asked_for_again(closed_port
         assert await refused(upstream) == "connect"
         names.addresses = (("127.0.0.1", provider.port),)
         assert await ask(upstream) == b'{"ok":true}'
+
+
+async def test_connections_are_spread_over_the_addresses() -> None:
+    """One after the other is tried first, so that none of a provider's machines gets all the calls."""
+    once = plain(b"{}", headers=[("Connection", "close")])
+    async with FakeProvider(once) as a, FakeProvider(once) as b, FakeProvider(once) as c:
+        names = Names(*(("127.0.0.1", one.port) for one in (a, b, c)))
+        async with client("http://api.test", names) as upstream:
+            for _ in range(6):
+                await ask(upstream)
+        assert [len(one.requests) for one in (a, b, c)] == [2, 2, 2]
+
+
+async def test_a_resolver_that_fails_costs_nothing_that_is_known(closed_port: int) -> None:
+    """The last addresses are used while there are no newer ones, until they can't be reached either."""
+    names = Names()
+    leaps = Leaps()
+    once = plain(b"{}", headers=[("Connection", "close")])
+    async with FakeProvider(once) as provider, client(f"http://api.test:{provider.port}", names) as upstream:
+        await ask(upstream)
+        names.failure = socket.gaierror(-3, "x")
+        await leaps.by(ADDRESSES_S + 1)
+        assert await ask(upstream) == b"{}" and len(names.asked) == 2
+        names.failure = None
+        names.addresses = (("127.0.0.1", closed_port),)
+        await leaps.by(ADDRESSES_S + 1)
+        assert await refused(upstream) == "connect"
+        names.failure = socket.gaierror(-3, "x")
+        assert await refused(upstream) == "dns"
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.EIO, "x"), socket.gaierror(-2, "x"), UnicodeError("x")])

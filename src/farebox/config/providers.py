@@ -43,7 +43,9 @@ class Provider:
     base_url: str = field(
         metadata=setting(
             BaseUrl(),
-            "Where it answers; paths are appended. With its /v1 for OpenAI-style APIs, without for Anthropic.",
+            "Where it answers; paths are appended. With its /v1 for OpenAI-style APIs, without for Anthropic. A proxy "
+            "named by HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is used (an http:// one; another kind is refused), but not "
+            "for loopback or what NO_PROXY lists.",
             '"https://api.openai.com/v1"',
             live=True,
         )

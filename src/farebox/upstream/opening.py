@@ -1,6 +1,7 @@
 """How a connection to a provider comes about: its name resolved, its address raced, its certificate checked.
 
-Addresses are asked for again after `ADDRESSES_S`, and at once when none of them could be reached.
+Addresses are asked for again after `ADDRESSES_S`, and at once when none of them could be reached;
+while the resolver fails, those it last named are still tried. Connections are spread over them.
 Of several, the next one is tried when the first has not answered for a quarter of a second (happy
 eyeballs, RFC 8305). A proxy that the environment names for the provider is used, or refused.
 """
@@ -13,6 +14,7 @@ import socket
 import ssl
 from asyncio import sslproto
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -64,6 +66,7 @@ class Opener:
             self._context = _own_authorities(provider.name, provider.tls_ca_file)
         self._find = resolve
         self._addresses: Addresses = []
+        self._turns = count()
         self._believed_until = 0.0
         self._asking: asyncio.Task[Addresses] | None = None
 
@@ -78,7 +81,7 @@ class Opener:
         """A connected protocol. Raises `UpstreamError`: `dns`, `connect`, `tls`, `proxy`."""
         loop = asyncio.get_running_loop()
         try:
-            addresses = await self._resolve(loop)
+            addresses = _turned(await self._resolve(loop), next(self._turns))
         except (OSError, UnicodeError):
             raise UpstreamError("dns", sent=False) from None
         try:
@@ -86,7 +89,7 @@ class Opener:
                 addresses, happy_eyeballs_delay=_EYEBALLS_S, interleave=1, loop=loop
             )
         except OSError:
-            self._believed_until = 0.0
+            self._addresses, self._believed_until = [], 0.0
             raise UpstreamError("connect", sent=False) from None
         try:
             if self.via is not None and self._tls:
@@ -116,13 +119,16 @@ class Opener:
 
     async def _ask(self, loop: asyncio.AbstractEventLoop) -> Addresses:
         host, port = (self._host, self._port) if self.via is None else (self.via.host, self.via.port)
-        found: Addresses
-        if self._find is not None:
-            found = await self._find(host, port)
-        else:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        self._addresses, self._believed_until = found, loop.time() + ADDRESSES_S
-        return found
+        try:
+            if self._find is not None:
+                self._addresses = await self._find(host, port)
+            else:
+                self._addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError:
+            if not self._addresses:
+                raise
+        self._believed_until = loop.time() + ADDRESSES_S
+        return self._addresses
 
     def _asked(self, task: asyncio.Task[Addresses]) -> None:
         self._asking = None
@@ -173,6 +179,18 @@ class Opener:
                 self._context.verify_mode = ssl.CERT_NONE
             self._context.set_alpn_protocols(_ALPN)
         return self._context
+
+
+def _turned(addresses: Addresses, turn: int) -> Addresses:
+    """The addresses with another one first at each turn, IPv4 and IPv6 each among themselves."""
+    families: dict[Any, Addresses] = {}
+    for address in addresses:
+        families.setdefault(address[0], []).append(address)
+    turned: Addresses = []
+    for alike in families.values():
+        first = turn % len(alike)
+        turned += alike[first:] + alike[:first]
+    return turned
 
 
 def _own_authorities(name: str, path: str) -> ssl.SSLContext:
