@@ -1,8 +1,9 @@
 """The order in which the functions take their row locks, lock by lock, so that a deadlock is a state like any other.
 
 The order is: budgets by id (shared by who makes a window, so that no limit changes meanwhile), windows that are new,
-reservations by id, windows by id, postings by id. A transaction is the list of its locks; it keeps each until its
-end, as Postgres does. A new window is its maker's until then: everybody else who needs it waits.
+reservations that are new, reservations by id, floats by id, windows by id, postings by id. A transaction is the list
+of its locks; it keeps each until its end, as Postgres does. What is new is its maker's until then: everybody else who
+makes it, too, waits.
 """
 
 from collections.abc import Iterator
@@ -23,9 +24,11 @@ class Job(NamedTuple):
     postings: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
+    made: tuple[str, ...] = ()
+    floats: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name} {' '.join((*self.reservations, *self.windows))}"
+        return f"{self.name} {' '.join((*self.made, *self.reservations, *self.floats, *self.windows))}"
 
 
 # Two reservations on the same two windows; and two windows that are not there yet.
@@ -43,6 +46,22 @@ JOBS = (
     Job("limit", (), ("w2", "w1"), budgets=("b2", "b1")),
 )
 
+# The same windows with two floats on them. What is settled out of floats gets its reservations first (r8, r9), beside
+# calls in the same batch that have theirs; a sweep or a release has no floats, and meets the windows.
+FLOAT_JOBS = (
+    Job("settle", ("r1", "r2"), ("w1", "w2"), ("p8", "p9"), made=("r8", "r9"), floats=("f1", "f2")),
+    Job("settle", ("r2",), ("w2", "w1"), ("p9", "p8"), made=("r9", "r8"), floats=("f2", "f1")),
+    Job("detach", (), ("w2", "w1"), made=("r9", "r8"), floats=("f2", "f1")),
+    Job("take", (), ("w2", "w1"), floats=("f1",)),
+    Job("give", (), ("w2", "w1"), floats=("f2",)),
+    Job("end", (), ("w1", "w2"), floats=("f2", "f1")),
+    Job("recall", (), ("w2", "w1")),
+    Job("orphan", (), ("w2", "w1"), floats=("f2", "f1")),
+    Job("reserve", (), ("w2", "w1"), made=("r8", "r9")),
+    Job("release", ("r2", "r1"), ("w2", "w1"), ("p1",), made=("r9", "r8")),
+    Job("limit", (), ("w2", "w1"), budgets=("b2", "b1")),
+)
+
 
 class LockOrder:
     """What each function does with its rows: sorted, and kind after kind."""
@@ -57,7 +76,13 @@ class LockOrder:
         return sorted(job.new)
 
     def rows(self, job: Job) -> list[str]:
-        return [*sorted(job.reservations), *sorted(job.windows), *sorted(job.postings)]
+        return [
+            *sorted(job.made),
+            *sorted(job.reservations),
+            *sorted(job.floats),
+            *sorted(job.windows),
+            *sorted(job.postings),
+        ]
 
 
 class SettlesAsItComes(LockOrder):
@@ -108,6 +133,37 @@ class LimitsUnordered(LockOrder):
         return list(job.windows) if job.name == "limit" else super().rows(job)
 
 
+class DetachesAsItComes(LockOrder):
+    """Reservations out of floats are made in the order in which their events came."""
+
+    def rows(self, job: Job) -> list[str]:
+        return [*job.made, *(row for row in super().rows(job) if row not in job.made)]
+
+
+class FloatsUnordered(LockOrder):
+    """A batch takes the floats of its calls in the order of the calls."""
+
+    def rows(self, job: Job) -> list[str]:
+        rows = super().rows(job)
+        at = len(job.made) + len(job.reservations)
+        return [*rows[:at], *job.floats, *rows[at + len(job.floats) :]] if job.name == "settle" else rows
+
+
+class FloatsLast(LockOrder):
+    """A settlement moves the counters before it takes the amount out of the float."""
+
+    def rows(self, job: Job) -> list[str]:
+        rows = [row for row in super().rows(job) if row not in job.floats]
+        return [*rows, *sorted(job.floats)] if job.name == "settle" else super().rows(job)
+
+
+class LooksAtFloatsBesideWindows(LockOrder):
+    """A recall writes into the floats that stand on the windows it has locked."""
+
+    def rows(self, job: Job) -> list[str]:
+        return [*super().rows(job), "f1", "f2"] if job.name == "recall" else super().rows(job)
+
+
 MUTANTS = (
     SettlesAsItComes,
     SettlesWindowsFirst,
@@ -116,6 +172,7 @@ MUTANTS = (
     MakesWindowsAsAsked,
     LimitsUnordered,
 )
+FLOAT_MUTANTS = (DetachesAsItComes, FloatsUnordered, FloatsLast, LooksAtFloatsBesideWindows)
 
 State = tuple[int, ...]  # how many locks each job has; one more than it needs: it has ended
 

@@ -40,7 +40,7 @@ class Steps:
             step = getattr(self, f"_{call.phase}", None)
             if step is not None:
                 yield from step(s, i, call)
-        elif call.phase in ("cut", "done") and not s.away:
+        elif call.phase in ("cut", "done") and not s.away and not s.processes[self.world.asks[i].process].lost:
             yield from self.replay(s, i, call)
 
     def _new(self, s: State, i: int, call: Call) -> Iterator[Step]:
@@ -107,7 +107,7 @@ class Steps:
     def _done(self, s: State, i: int, call: Call) -> Iterator[Step]:
         if s.away:
             return
-        t = self.rules.settle(s, i, call.truth or 0)
+        t = self.ended(s, i, call)
         if self.world.lost:
             yield from self.moved(s, f"settle {i}, reply lost", t)
         yield f"settle {i}", self.with_call(t, i, call._replace(phase="ack"))
@@ -115,15 +115,23 @@ class Steps:
     def _ack(self, s: State, i: int, call: Call) -> Iterator[Step]:
         """The mark that says how far the journal was drained may be older than the drain: all of it comes again."""
         if not s.away:
-            yield from self.moved(s, f"settle {i} again", self.rules.settle(s, i, call.truth or 0))
+            yield from self.moved(s, f"settle {i} again", self.ended(s, i, call))
+
+    def ended(self, s: State, i: int, call: Call) -> State:
+        """The event of the end reaches the database."""
+        return self.rules.settle(s, i, call.truth or 0)
+
+    def cut(self, s: State, i: int, call: Call) -> State:
+        """The event of the beginning does, as that of a call that was cut off."""
+        return self.rules.settle(s, i, max(self.rules.amounts(i)), hold=True, cut=True)
 
     def replay(self, s: State, i: int, call: Call) -> Iterator[Step]:
         """The journal of a killed process: an end is posted as it stands, a beginning at what was held at first."""
         if call.phase == "done":
-            t = self.rules.settle(s, i, call.truth or 0)
+            t = self.ended(s, i, call)
             yield f"replay the end of {i}", self.with_call(t, i, call._replace(phase="ack"))
         else:
-            t = self.rules.settle(s, i, max(self.rules.amounts(i)), hold=True, cut=True)
+            t = self.cut(s, i, call)
             yield f"replay the beginning of {i}", self.with_call(t, i, call._replace(phase="closed"))
 
     def costs(self, i: int, call: Call) -> list[int]:
@@ -141,14 +149,16 @@ class Steps:
         for late in sorted(call.late):
             left = self.with_call(s, i, call._replace(late=call.late - {late}))
             yield f"late {late} of {i} is lost", left
-            if s.away:
-                continue
-            life = (self.world.asks[i].process, 0)  # the life in which it was sent
-            if late == "reserve":
-                t, answer = self.rules.reserve(left, i, life)
-            else:
-                t, answer = self.rules.extend(left, i, int(late.rsplit(" ", 1)[1]), life)
-            yield f"late {late} of {i}: {answer}", t
+            if not s.away:
+                yield from self.arrives(left, i, late)
+
+    def arrives(self, s: State, i: int, late: str) -> Iterator[Step]:
+        life = (self.world.asks[i].process, 0)  # the life in which it was sent
+        if late == "reserve":
+            t, answer = self.rules.reserve(s, i, life)
+        else:
+            t, answer = self.rules.extend(s, i, int(late.rsplit(" ", 1)[1]), life)
+        yield f"late {late} of {i}: {answer}", t
 
     def of_batches(self, s: State) -> Iterator[Step]:
         """Asks of one process that wait at once go in one statement: carried out in order, one reply for all."""
@@ -191,7 +201,10 @@ class Steps:
             if call.phase in ("sent", "over"):
                 over = call.phase == "over"
                 states = [
-                    (f"{what}, {i} cost {cost}", self.with_call(t, i, Call("cut", call.total, cost, call.late, over)))
+                    (
+                        f"{what}, {i} cost {cost}",
+                        self.with_call(t, i, call._replace(phase="cut", truth=cost, ran_on=over)),
+                    )
                     for what, t in states
                     for cost in self.costs(i, call)
                 ]

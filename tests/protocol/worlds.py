@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from protocol.state import Call, Process, State, Window
+from protocol.state import Call, Pocket, Process, State, Window
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,16 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Purse:
+    """A float that a process may take: on which budgets, how much of each at a time, and how often."""
+
+    process: int
+    budgets: tuple[int, ...]
+    amount: int
+    takes: int = 1
+
+
+@dataclass(frozen=True)
 class World:
     budgets: tuple[Budget, ...]
     asks: tuple[Ask, ...]
@@ -46,6 +56,8 @@ class World:
     fence: bool = True  # any owner may be taken for dead at any time: a lease is only a guess
     batch: bool = False  # two calls of one process asked for in one statement, with one reply
     timed: bool = False  # ticks, beats and outages instead: `fence` then needs a lease of silence
+    purses: tuple[Purse, ...] = ()
+    burns: bool = False  # a killed process may have lost its journal, too
 
     def start(self) -> State:
         return State(
@@ -55,6 +67,8 @@ class World:
             posts=(None,) * len(self.asks),
             calls=(Call(),) * len(self.asks),
             processes=(Process(),) * self.processes,
+            floats=(None,) * len(self.purses),
+            pockets=(Pocket(),) * len(self.purses),
         )
 
 
