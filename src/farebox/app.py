@@ -233,7 +233,8 @@ class App:
         )
 
     def _handle(self, request: Request) -> Awaitable[Reply]:
-        if self.admin.serves(request.raw_path):
+        target = request.raw_path
+        if not target.startswith("/v1/") and self.admin.serves(target):
             return self.admin.handle(request)
         return self.proxy.handle(request)
 

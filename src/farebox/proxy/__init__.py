@@ -123,24 +123,24 @@ class Proxy:
             try:
                 head = self._read_head(request, snapshot)
                 caller = self._recall(head.credentials) or await self._look_up(head.credentials)
-                self._let_in(head, caller, snapshot.config)
+                if head.websocket or head.target.administrative:
+                    self._let_in(head, caller, snapshot.config)
             except Refusal as refusal:
                 return refuse(request, refusal, str(request_id))
-            connection, task = request.protocol, asyncio.current_task()
+            connection = request.protocol
             if connection.transport is None:
                 return Reply(request)  # the client left while its key was looked up
-            assert task is not None
-            call = Call(request, snapshot, request_id, received, now, head, head.target, caller, task)
+            call = Call(request, snapshot, request_id, received, now, head, caller, connection.task)
             connection.on_lost = call.client_left
             self._calls.add(call)
             self._idle.clear()
             try:
-                if not head.target.metered and (listed := await self._answer_models(call, now)) is not None:
+                metered, ownership = head.target.metered, self._ownership
+                if not metered and (listed := await self._answer_models(call, now)) is not None:
                     return listed
-                ownership = self._ownership
                 if ownership is not None and (asked := ownership.check_path(call)) is not None:
                     await asked
-                if not head.target.metered:
+                if not metered:
                     self._pass_on(call)
                 elif (body := self._whole_body(call)) is not None:
                     self._take_in(call, body)
@@ -190,7 +190,8 @@ class Proxy:
 
     def _read_head(self, request: Request, snapshot: Snapshot) -> RequestHead:
         """What is to be known before the caller: that there is room, and what the head says."""
-        self._check_open()
+        if self._closing:
+            self._check_open()
         if len(self._calls) >= snapshot.config.limits.requests_in_flight_max:
             raise Unavailable("limits.requests_in_flight_max calls are open.", headers=_SOON)
         return snapshot.heads.of(request.method, request.raw_path, request.version, request.raw_headers)

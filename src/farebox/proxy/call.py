@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
@@ -33,26 +33,18 @@ class Clock:
     now: Callable[[], datetime]
 
 
-@dataclass(eq=False, slots=True)
 class Call:
-    """One client request. An attempt at a provider is settled exactly once: `attempt` is the one that is not yet."""
+    """One client request. An attempt at a provider is settled exactly once: `attempt` is the one that is not yet.
 
-    request: Request
-    snapshot: Snapshot
-    """The config this call is served by, whatever is reloaded meanwhile."""
-    request_id: UUID
-    received: float
-    received_at: datetime
-    head: RequestHead
-    target: Target
-    caller: Caller
-    task: asyncio.Task[object]
+    What most calls leave as it is stands in the class, not in each of them (0.5 µs a call).
+    """
+
     body: bytes | AsyncIterator[bytes] | None = None
     """What goes up unless it is spliced: bytes where the path is metered, else a stream."""
     decoded: bytes = b""
     """The body without its content-encoding, to be read; empty where the path is not metered."""
     facts: RequestFacts | None = None
-    identity: Identity = field(default_factory=Identity)
+    identity: Identity = Identity()
     attempt: Attempt | None = None
     meter: Meter | None = None
     reply: Reply | None = None
@@ -73,6 +65,28 @@ class Call:
     stopped: Literal["client", "shutdown"] | None = None
     """Why farebox cancelled this call's task; None while nobody did."""
     _timer: asyncio.TimerHandle | None = None
+
+    def __init__(
+        self,
+        request: Request,
+        snapshot: Snapshot,
+        request_id: UUID,
+        received: float,
+        received_at: datetime,
+        head: RequestHead,
+        caller: Caller,
+        task: asyncio.Task[None],
+    ) -> None:
+        """`snapshot`: the config this call is served by, whatever is reloaded meanwhile. `task`: who carries it."""
+        self.request = request
+        self.snapshot = snapshot
+        self.request_id = request_id
+        self.received = received
+        self.received_at = received_at
+        self.head = head
+        self.target: Target = head.target
+        self.caller = caller
+        self.task = task
 
     def stop(self, why: Literal["client", "shutdown"]) -> None:
         """End the call where it stands."""

@@ -32,7 +32,8 @@ class Snapshot:
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self._calls -= 1
-        self._say_over()
+        if self._over is not None:
+            self._say_over()
 
     def retire(self, over: Callable[[], None]) -> None:
         """No further call gets this one: `over` is called, once, when the last that holds it has ended."""

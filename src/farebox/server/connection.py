@@ -27,7 +27,7 @@ _OVER = web.PayloadAccessError()
 class Connection(RequestHandler):
     """aiohttp's connection, which also says when the client leaves, and keeps quiet about malformed input."""
 
-    __slots__ = ("answering", "on_lost", "refused")
+    __slots__ = ("answering", "on_lost", "refused", "task")
 
     def __init__(self, manager: Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
@@ -39,6 +39,10 @@ class Connection(RequestHandler):
     async def start(self) -> None:
         """Serve this connection's requests, one after the other: aiohttp's loop, without its task, request and
         response for each of them."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.task: asyncio.Task[None] = task
+        """Carries the requests; known once here, for to ask for it costs 0.3 µs."""
         try:
             while not self._force_close:
                 if not self._messages:
