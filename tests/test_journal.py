@@ -297,6 +297,24 @@ def test_memory_stays_bounded_however_long_postgres_is_away(tmp_path: Path) -> N
     journal.close()
 
 
+def test_what_was_just_written_is_drained_without_being_read(tmp_path: Path) -> None:
+    """A drain that follows at once needs no file; a new life finds the same ends in the files."""
+    journal = opened(tmp_path)
+    for n in range(20):
+        journal.begin(id_of(n), b"begin")
+        journal.end(id_of(n), b"end %d" % n)
+    [segment] = files(tmp_path)
+    written = segment.read_bytes()
+    segment.write_bytes(bytes(len(written)))
+    assert drained(journal) == [b"end %d" % n for n in range(20)]
+    crash(journal)
+    (tmp_path / "drained").unlink()
+    segment.write_bytes(written)
+    journal = opened(tmp_path)
+    assert drained(journal) == [b"end %d" % n for n in range(20)]
+    journal.close()
+
+
 def test_one_owner(tmp_path: Path) -> None:
     """A folder in use can't be opened a second time; let go of, it can."""
     journal = opened(tmp_path)

@@ -5,9 +5,9 @@ the promise that an end always fits, `outlet` the way out of it, `sync` the thre
 """
 
 from farebox.journal.errors import JournalFailed, JournalFull, JournalLocked, JournalUnavailable, JournalVersionError
-from farebox.journal.format import PAYLOAD_BYTES_MAX
-from farebox.journal.journal import Journal, Orphan
-from farebox.journal.segment import holds_segments
+from farebox.journal.folder import holds_segments
+from farebox.journal.format import PAYLOAD_BYTES_MAX, Orphan
+from farebox.journal.journal import Journal
 
 __all__ = [
     "PAYLOAD_BYTES_MAX",

@@ -47,6 +47,14 @@ class Record(NamedTuple):
     stop: int
 
 
+class Orphan(NamedTuple):
+    """A begin without an end, left by a life that crashed. `seen_at`: when that life last wrote (Unix seconds)."""
+
+    id: bytes
+    payload: bytes
+    seen_at: float
+
+
 class Parsed(NamedTuple):
     """What `parse` found: the records, the offset it got to, and how many bytes were written but make no record."""
 

@@ -2,8 +2,7 @@
 
 One folder, one owner (locked for the owner's life), a row of segment files of a fixed size.
 `begin` writes down that a call goes out, `end` how it ended; both reach the operating system
-before they return, so a killed process loses neither. The drain reads the ends back from the
-files, so a million of them waiting for Postgres cost disk and no memory.
+before they return, so a killed process loses neither. The drain has them from the `outlet`.
 
 A segment whose ends are all drained is deleted. Calls still under way that began in it are carried
 forward first: their begins are written again at the end of the journal, and synced, before it
@@ -16,34 +15,24 @@ journals of the dead are the ledger's business.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
-from farebox.journal.errors import NO_ROOM, JournalFailed, JournalFull, JournalLocked, JournalUnavailable
-from farebox.journal.format import BEGIN, END, FRAME_BYTES, PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX, Record, frame
+from farebox.journal.errors import NO_ROOM, JournalFailed, JournalFull, JournalUnavailable
+from farebox.journal.folder import lock, segments_in
+from farebox.journal.format import BEGIN, END, FRAME_BYTES, PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX, Orphan, Record, frame
 from farebox.journal.mark import Mark
 from farebox.journal.outlet import HELD_BYTES_MAX, Drained, Outlet
 from farebox.journal.room import Room
-from farebox.journal.segment import HEADER_BYTES, Segment, allocate, segments_in
+from farebox.journal.segment import HEADER_BYTES, Segment, allocate
 from farebox.journal.sync import OnFault, Syncer, sync_file
 
-_LOCK = "lock"
 _FAILED = "the journal's disk failed; no new calls are taken until farebox is restarted"
 _CARRY_MAX = 256
 """Begins carried forward in one step, so that the event loop is not held up; the rest follows with the next."""
-
-
-class Orphan(NamedTuple):
-    """A begin without an end, left by a life that crashed. `seen_at`: when that life last wrote (Unix seconds)."""
-
-    id: bytes
-    payload: bytes
-    seen_at: float
 
 
 class Journal:
@@ -103,7 +92,7 @@ class Journal:
         """
         with ExitStack() as resources:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            resources.callback(os.close, _lock(folder))
+            resources.callback(os.close, lock(folder))
             folder_fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
             resources.callback(os.close, folder_fd)
             syncer = Syncer(folder_fd, interval_s=(fsync_ms or 0) / 1000, sync=sync, on_fault=on_fault)
@@ -358,16 +347,3 @@ class Journal:
                 return
             if not segment.dirty:
                 self._syncer.mark(segment)
-
-
-def _lock(folder: Path) -> int:
-    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise JournalLocked(f"another farebox process uses {folder}") from None
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd

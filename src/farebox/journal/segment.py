@@ -19,7 +19,7 @@ from farebox.journal.format import FILE_HEADER, RECORD_BYTES_MAX, Parsed, Record
 SUFFIX = ".segment"
 HEADER_BYTES = len(FILE_HEADER)
 SEGMENT_BYTES_MIN = HEADER_BYTES + 4 * RECORD_BYTES_MAX
-_UNFINISHED = ".unfinished"
+UNFINISHED = ".unfinished"
 _CHUNK_BYTES = 256 * 1024
 _ZEROS = bytes(64 * 1024)
 _SECTOR_BYTES = 4096
@@ -47,12 +47,12 @@ class Segment:
     def create(cls, folder: Path, number: int, size: int, allocate: Callable[[int, int], None]) -> Segment:
         """Make a segment with all its room on disk. Raises OSError, and leaves nothing behind then."""
         path = folder / f"{number:016d}{SUFFIX}"
-        unfinished = path.with_suffix(_UNFINISHED)
+        unfinished = path.with_suffix(UNFINISHED)
         fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             allocate(fd, size)
             os.pwrite(fd, FILE_HEADER, 0)
-            # A crash before this leaves a file that `segments_in` removes, never half a segment.
+            # A crash before this leaves a file that `folder.segments_in` removes, never half a segment.
             os.rename(unfinished, path)
         except BaseException:
             os.close(fd)
@@ -147,18 +147,6 @@ class Segment:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-
-def segments_in(folder: Path) -> list[Path]:
-    """The segment files of `folder`, oldest first; files whose making a crash interrupted are removed."""
-    for path in folder.glob("*" + _UNFINISHED):
-        path.unlink(missing_ok=True)
-    return sorted(path for path in folder.glob("*" + SUFFIX) if path.stem.isdigit())
-
-
-def holds_segments(folder: Path) -> bool:
-    """Whether a journal lies in `folder`."""
-    return next(folder.glob("*" + SUFFIX), None) is not None
 
 
 def allocate(fd: int, size: int) -> None:
