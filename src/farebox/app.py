@@ -49,6 +49,9 @@ from farebox.records import KeyRecord, UsageEvent
 from farebox.server import Reply, Request, Server, make_server
 from farebox.store import AlertStore, ModelLists, ObjectStore, PriceLists, Store, is_refusal
 
+_TOKENIZER_AFTER_S = 1.0
+"""After the start. A call that is to be counted before has its tokenizer loaded then."""
+
 
 class App:
     """farebox, whole. `start`, then `reload` as often as one likes, then `close`.
@@ -113,7 +116,8 @@ class App:
         counter = self._counter
         estimator = Estimator(counter)
         stack.callback(estimator.close)
-        estimator.warm()
+        # Not before the first calls: it takes the interpreter for a third of a second, in pieces.
+        stack.callback(asyncio.get_running_loop().call_later(_TOKENIZER_AFTER_S, estimator.warm).cancel)
         # The demo provider is each worker's own: it is small, and so none depends on another's.
         self._generations = Generations(lambda: DemoProvider(lambda text: counter.count(text, "o200k_base")))
         stack.push_async_callback(self._generations.close)
