@@ -126,7 +126,7 @@ def test_a_caller_gets_what_aiohttp_gave(loop: asyncio.AbstractEventLoop) -> Non
 def test_a_caller_gets_what_aiohttp_gave_whatever_is_said(loop: asyncio.AbstractEventLoop) -> None:
     """The same, for many more utterances, and others each time."""
 
-    @settings(SETTINGS, max_examples=15_000, derandomize=False)
+    @settings(SETTINGS, max_examples=8_000, derandomize=False)
     @given(utterances())
     def check(said: Said) -> None:
         compare(loop, said)
