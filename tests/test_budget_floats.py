@@ -176,13 +176,14 @@ async def test_what_is_unused_goes_back_and_the_rest_stays(teller: Teller) -> No
     budget = await teller.budget()
     await opened(teller, budget)
     id, took = await take(teller, budget)
-    await teller.budgets.float_give(hold(id, took, 7))
+    for _ in range(2):
+        await teller.budgets.float_give(hold(id, took, 7), closing=True)
     state = await teller.window(budget)
     assert (state.reserved_usd, state.requests, state.floats, state.open) == (D("0.03"), 3, 0, 1)
     assert (await take(teller, budget, id=id))[1].calls == 0
-    await teller.budgets.float_give(hold(id, took, 1))
+    await teller.budgets.float_give(hold(id, took, 1), closing=False)
     assert (await teller.window(budget)).reserved_usd == D("0.02")
-    await teller.budgets.float_give(hold(id, took, 9))
+    await teller.budgets.float_give(hold(id, took, 9), closing=False)
     state = await teller.window(budget)
     assert (state.reserved_usd, state.reserved_tokens, state.requests, state.open) == (0, 0, 0, 1)
     await teller.check()
@@ -217,7 +218,7 @@ async def test_a_recalled_float_comes_back(teller: Teller) -> None:
     assert await teller.budgets.float_recalled(other) == [id]
     assert (await take(teller, budget))[1].calls == 0
     assert (await take(teller, budget, owner=other, id=id))[1].calls == 0
-    await teller.budgets.float_give(hold(id, took, 10))
+    await teller.budgets.float_give(hold(id, took, 10), closing=True)
     assert await teller.budgets.float_recall(teller.owner, [state.window]) == []
     assert (await teller.reserve(big)).state == "open"
     await teller.budgets.release([big.id])

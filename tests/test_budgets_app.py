@@ -79,6 +79,7 @@ async def test_postgres_away_stops_budgeted_keys_alone(postgres: PostgresServer,
         rows = await budgeted_key.rows(3)
         assert len(rows) == 3
         await farebox.app.budgets.releases.flush(WAIT_S)
+        await until(lambda: not len(farebox.app.budgets.floats))
         [window] = await Books(database).fetch("SELECT * FROM farebox.budget_window")
         assert (window["reserved_usd"], window["open"]) == (0, 0)
         assert window["spent_usd"] == sum(row.cost_usd or 0 for row in rows)

@@ -18,7 +18,7 @@ import msgspec
 from farebox.holds import Hold, put_hold
 from farebox.meter import Reading
 from farebox.paths import Target
-from farebox.records import Begun, Caller, Outcome, Usage, UsageEvent, UsageSource
+from farebox.records import Begun, Caller, FloatHold, Outcome, Usage, UsageEvent, UsageSource
 
 BYTES_PER_TOKEN = 4
 """The roughest estimate there is, for a `begin` that no `end` follows: tokens are not counted then."""
@@ -57,6 +57,8 @@ class Attempt(msgspec.Struct, eq=False):
     answer_bytes: int = 0
     hold: Hold | None = None
     """What budgets hold for it; None where none counts it. Replaced whole when it grows."""
+    drawn: FloatHold | None = None
+    """What it holds out of a float; None where it was reserved on its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +277,7 @@ def _event(attempt: Attempt, outcome: Outcome, *, finished: float) -> UsageEvent
         outcome=outcome,
         upstream_request_id=attempt.upstream_request_id,
         service_tier=_asked_tier(attempt),
+        from_float=attempt.drawn,
     )
     if outcome != "farebox_cut" or duration > 0:
         event.duration_ms = _ms(duration)

@@ -109,7 +109,11 @@ class App:
         self.keyring = await self._open_keyring(store)
         self.metrics = self._open_metrics(folder, store)
         # Before the ledger, so that it ends after it: when all is settled nothing of this process is held.
-        drain = Drain(lambda timeout_s: self.ledger.settled(timeout_s), lambda: not self.ledger.backlog.events)
+        drain = Drain(
+            lambda timeout_s: self.ledger.settled(timeout_s),
+            lambda: not self.ledger.backlog.events,
+            lambda: self.ledger.lost,
+        )
         self.budgets = await stack.enter_async_context(opened(config, store, drain))
         self.ledger = await self._open_ledger(folder, store)
         await self.budgets.start(Lives(self.ledger.folder, boot_id(), whole=self.ledger.whole))
@@ -315,6 +319,8 @@ class App:
         self.metrics.observe(event)
         if event.budget_ids:
             self._learned.observe(event)
+            if event.from_float is not None:
+                self.budgets.recorded(event.from_float)
 
     async def _adopted(self, journal: Path, whole: bool) -> None:
         """Another process's journal is in Postgres: what it held beyond that, if it was whole, was never sent."""

@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from farebox.dialects.raw import nothing_kept, shortened
-from farebox.records import Begun, UsageEvent
+from farebox.records import Begun, FloatHold, UsageEvent
 
 BYTES_MAX = 4096
 """Largest payload; the journal's room is counted in it."""
@@ -121,6 +121,8 @@ def _charged(old: dict[str, Any]) -> dict[str, Any]:
     source = old.get("cost_source")
     return {
         "budget_ids": ids or None,
+        # In its own shape or not at all: the database must take it.
+        "from_float": _as_type(old.get("from_float"), FloatHold),
         "cost_usd": cost if known else None,
         "cost_source": source[:_BARE_TEXT_MAX] if known and isinstance(source, str) else None,
     }

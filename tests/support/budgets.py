@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
+
 from farebox.budgets import Applied, Budgets, Drain, Settings
 from farebox.budgets.lives import Lives
 from farebox.journal import Journal
 from farebox.ledger import Delivery, Ledger
 from farebox.payload import encode
-from farebox.records import Budget, Caller, Want
+from farebox.records import Budget, Caller, FloatHold, Want
 from farebox.store import Store, is_refusal
 from farebox.store.budgets import Ask, BudgetStore, Grant, WindowState
 from farebox.store.owners import Owners
@@ -90,6 +92,40 @@ class Replica:
             )
         )
 
+    def draw(self, usd: str, **more: Any) -> tuple[Ask, FloatHold | None]:
+        """One call's hold out of a float, if there is one with room."""
+        ask, applied = self.ask_of(usd, **more)
+        drawn = self.budgets.draw(ask.wants, applied)
+        return ask, drawn.hold if drawn is not None else None
+
+    def begin_drawn(self, ask: Ask, drawn: FloatHold) -> None:
+        """A call that drew goes out."""
+        facts = {name: value for name, value in msgspec.json.decode(ask.facts).items() if name != "id"}
+        begun = event(id=ask.id, from_float=drawn, **{n: facts[n] for n in ("outcome", "usage_source", "budget_ids")})
+        begun.cost_usd = max(drawn.usd)
+        self.ledger.begin(ask.id, encode(begun))
+
+    def settle_drawn(self, ask: Ask, drawn: FloatHold, usd: str) -> None:
+        """It goes out and comes back with its cost."""
+        self.begin_drawn(ask, drawn)
+        ids = [str(want.budget) for want in ask.wants]
+        self.ledger.record(
+            event(id=ask.id, cost_usd=Decimal(usd), usage_source="provider", budget_ids=ids, from_float=drawn)
+        )
+        self.budgets.recorded(drawn)
+
+    async def float(self, usd: str, **more: Any) -> FloatHold:
+        """Call often enough to get a float; what the first call out of it holds. The others are given back."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                ask, drawn = self.draw(usd, **more)
+                if drawn is not None:
+                    return drawn
+                grant = await self.budgets.reserve(ask, wait_s=0, applied=self.budgets.applying(self.caller, "m", None))
+                assert grant.state == "open"
+                self.budgets.release(ask.id)
+                await asyncio.sleep(0.01)
+
     async def window(self) -> WindowState:
         """The counters of the caller's first budget, as they are."""
         ask, applied = self.ask_of("0")
@@ -162,7 +198,7 @@ async def replica(
         Owners(store),
         configured,
         label=f"test {uuid4()}",
-        drain=Drain(ledger.settled, lambda: not ledger.backlog.events),
+        drain=Drain(ledger.settled, lambda: not ledger.backlog.events, lambda: ledger.lost),
         settings=settings,
     )
     running = Replica(store, budgets, ledger)

@@ -134,9 +134,10 @@ class Books:
         return rows[0]
 
     async def in_use(self) -> int:
-        """Calls that hold something, rates included."""
+        """Calls that hold something, rates included, and floats."""
         [row] = await self.fetch(
-            "SELECT (SELECT count(*) FROM farebox.reservation WHERE state = 'open') AS held, "
+            "SELECT (SELECT count(*) FROM farebox.reservation WHERE state = 'open') "
+            "+ (SELECT count(*) FROM farebox.budget_float) AS held, "
             "(SELECT coalesce(sum(open), 0) FROM farebox.budget_window) AS counted"
         )
         held: int = row["held"]

@@ -1,15 +1,16 @@
 """Budgets of one process: what a call answers to, and its hold from reserve to settlement or release.
 
-No call is refused before three things are true: the database said so, every settlement that this
-process still had under way has reached it and it was asked again, and the open holds alone did not
-keep the call out for as long as it may wait. Money is the database's business, which the journal's
-drain settles with the usage row; here nothing is counted.
+No call is refused before four things are true: the database said so, what floats held idle was given
+back, every settlement that this process still had under way has reached the database and it was asked
+again, and the open holds alone did not keep the call out for as long as it may wait. Money is the
+database's business, which the journal's drain settles with the usage row; here nothing is counted but
+what the database has put into a float.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
@@ -18,6 +19,8 @@ import structlog
 
 from farebox.budgets.applying import Applied
 from farebox.budgets.definitions import Book, Fields
+from farebox.budgets.floating import RECALL_S, Floats
+from farebox.budgets.floats import Drawn
 from farebox.budgets.link import Link
 from farebox.budgets.lives import Lives
 from farebox.budgets.owner import Owner
@@ -27,14 +30,16 @@ from farebox.budgets.waiting import Case, Lines, behind
 from farebox.config import Metering
 from farebox.errors import Unavailable
 from farebox.logs import exception_facts
-from farebox.records import Caller
-from farebox.store.budgets import Ask, BudgetStore, Grant, Total
+from farebox.records import Caller, FloatHold, Want
+from farebox.store.budgets import Ask, BudgetStore, Draw, Grant, Total, WindowState
 from farebox.store.failures import StoreUnavailable
 from farebox.store.owners import Owners
 
 CLOSE_S = 2.0
 """How long a stop may take to give holds back and to say that this owner has ended. What it can't say is found out
 after a lease: then what is still held is charged."""
+_ROUNDS = 3
+"""How often one ask is repeated because floats came back: the second time none can be taken there any more."""
 _INHERIT_S = 60.0
 _INHERIT_AGAIN_S = 0.5
 
@@ -59,15 +64,17 @@ class Drain(NamedTuple):
     """The way of this process's settlements to the database.
 
     `settled(timeout_s)` waits until what was recorded up to now is there, and says whether it is;
-    `idle()` says whether nothing recorded waits at all.
+    `idle()` says whether nothing recorded waits at all; `lost()` how many events never will be there.
     """
 
     settled: Callable[[float], Awaitable[bool]]
     idle: Callable[[], bool]
+    lost: Callable[[], int] = lambda: 0
 
 
 class Budgets:
-    """`start`; `applying`, `reserve`, `extend` and `release` for each call; `change` with a new config; `close`.
+    """`start`; `applying`, `draw` or `reserve`, `extend`, `recorded`, `release` for calls; `change` with a new config;
+    `close`.
 
     `quick` has connections of its own, which nothing slow takes part in; `store` is everybody's.
     """
@@ -101,6 +108,7 @@ class Budgets:
         )
         self.lines = Lines(self._ask, waiting_max=settings.waiting_max)
         self.releases = Releases(quick.release, released=self.lines.wake)
+        self.floats = Floats(quick, owner=self.owner, link=self.link, settled=drain.settled, lost=drain.lost)
         self._reserving = Reserving(
             quick,
             owner=self.owner,
@@ -120,6 +128,7 @@ class Budgets:
         if lives is not None:
             lives.add(self.owner.label)
         await self.owner.start()
+        self.floats.start()
         if lives is not None and lives.left:
             self._inheriting = asyncio.create_task(self._inherit(lives), name="budget inheritance")
 
@@ -134,6 +143,7 @@ class Budgets:
     async def close(self) -> None:
         """Leave nothing behind: to be called after the last call has ended and the ledger is drained."""
         await self.book.close()
+        await self.floats.stop()
         if self._inheriting is not None:
             self._inheriting.cancel()
             await asyncio.gather(self._inheriting, return_exceptions=True)
@@ -141,8 +151,12 @@ class Budgets:
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self._reserving.close()
-                if not self.link.away and await self.releases.flush(CLOSE_S):
-                    await self._end()
+                if not self.link.away:
+                    drained = self._drain.idle()
+                    left = await self._owners.floats_of(self.owner.number) if drained else ()
+                    await self.floats.close(left, drained=drained)
+                    if await self.releases.flush(CLOSE_S):
+                        await self._end()
         except Exception as error:
             # The rest of the stop must go on: others find out after a lease.
             self._log.warning("the database was not told that this process ended", **exception_facts(error))
@@ -182,22 +196,56 @@ class Budgets:
             return grant
         return await self.lines.wait(case, blocking, wait_s, denied=grant, wakes=wakes)
 
-    async def extend(self, id: UUID, usd: Decimal, tokens: int) -> Grant | None:
-        """Raise the hold of a call that runs to these totals, all or nothing. None: the database is away."""
+    def draw(self, wants: Sequence[Want], applied: Sequence[Applied]) -> Drawn | None:
+        """Hold what a call wants out of a float, at once; None: it has to `reserve`.
+
+        Where others wait in line for one of the budgets, nobody passes them. Ends in `recorded` or `release`.
+        """
+        if self.lines.waiting and self.lines.ahead(applied) is not None:
+            return None
+        return self.floats.draw(wants)
+
+    def recorded(self, drawn: FloatHold) -> None:
+        """The row of a call that drew is written down."""
+        self.floats.recorded(drawn)
+
+    async def extend(self, id: UUID, usd: Decimal, tokens: int, draw: Draw | None = None) -> Grant | None:
+        """Raise the hold of a call that runs to these totals, all or nothing. None: the database is away.
+
+        `draw`: the call holds out of a float, which nothing is added to; it gets a reservation of its own first.
+        """
         total = Total(id, usd, tokens)
         idle = self._drain.idle()
         try:
-            grant = await self._reserving.extend(total)
+            if draw is not None:
+                await self._detach(draw)
+            grant = await self._extend(total)
             if grant.state == "denied" and not (idle and self._drain.idle()):
                 await self._drain.settled(self._settings.reserve_timeout_s)
-                grant = await self._reserving.extend(total)
+                grant = await self._extend(total)
         except Unavailable:
             return None
         return grant
 
-    def release(self, id: UUID) -> None:
+    async def _detach(self, draw: Draw) -> None:
+        try:
+            async with asyncio.timeout(self._settings.reserve_timeout_s):
+                await self.floats.detach(draw)
+        except (TimeoutError, StoreUnavailable):
+            raise away() from None
+
+    async def _extend(self, total: Total) -> Grant:
+        async def ask() -> Grant:
+            return await self._reserving.extend(total)
+
+        return await self._unless_floats(ask, lambda grant: (w for w in grant.windows if not w.fits))
+
+    def release(self, id: UUID, drawn: FloatHold | None = None) -> None:
         """Give back what a call holds that provably did not go out. In the background, until it succeeds."""
-        self.releases.add(id)
+        if drawn is not None:
+            self.floats.put_back(drawn)
+        else:
+            self.releases.add(id)
 
     def wake(self) -> None:
         """Settlements of this process reached the database: who waits for room asks again."""
@@ -205,19 +253,47 @@ class Budgets:
 
     async def _ask(self, case: Case) -> Grant:
         """The database's word on an ask; denied only with all that this process settled counted."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._settings.reserve_timeout_s
         # Asked before: what reaches the database while it answers, it may not have seen.
         idle = self._drain.idle()
-        grant = await self._reserving.reserve(case.ask)
+        grant, spent_s = await self._reserve(case)
         # Where what is spent leaves no room by itself, no settlement makes any.
         if grant.state != "denied" or (idle and self._drain.idle()) or not case.hopeful(grant):
             return grant
-        settled = await self._drain.settled(max(0.0, deadline - loop.time()))
-        grant = await self._reserving.reserve(case.ask)
+        settled = await self._drain.settled(max(0.0, self._settings.reserve_timeout_s - spent_s))
+        grant, _ = await self._reserve(case)
         if grant.state == "denied" and not settled and case.hopeful(grant):
             # Its own last call may be what keeps the client out.
             raise away()
+        return grant
+
+    async def _reserve(self, case: Case) -> tuple[Grant, float]:
+        """The answer, and the seconds it took without the wait for floats."""
+        loop = asyncio.get_running_loop()
+        spent_s = 0.0
+
+        async def ask() -> Grant:
+            nonlocal spent_s
+            began = loop.time()
+            grant = await self._reserving.reserve(case.ask)
+            spent_s += loop.time() - began
+            return grant
+
+        grant = await self._unless_floats(ask, lambda grant: case.full(grant) if case.hopeful(grant) else ())
+        return grant, spent_s
+
+    async def _unless_floats(
+        self, ask: Callable[[], Awaitable[Grant]], full: Callable[[Grant], Iterable[WindowState]]
+    ) -> Grant:
+        """The answer to `ask`: a denial only when no float that may be idle is on the counters without room."""
+        deadline = asyncio.get_running_loop().time() + RECALL_S
+        grant = await ask()
+        try:
+            for _ in range(_ROUNDS):
+                if grant.state != "denied" or not await self.floats.clear(full(grant), deadline):
+                    break
+                grant = await ask()
+        except StoreUnavailable:
+            raise away() from None
         return grant
 
     # -- ends ------------------------------------------------------------------------------------
@@ -233,6 +309,8 @@ class Budgets:
         while ids := await self._owners.held_by(lives.left):
             await self._quick.release(ids)
             self._log.info("holds of a crashed process for calls it never sent are given back", calls=len(ids))
+        while floats := await self._owners.floats_held_by(lives.left):
+            await self._quick.float_end(floats)
         lives.settled()
 
     async def _end(self) -> None:

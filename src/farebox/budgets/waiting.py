@@ -46,14 +46,15 @@ class Case(NamedTuple):
 
     def blocking(self, grant: Grant) -> Place | None:
         """The first counter without room, in the order of the ask."""
-        return next(((window.budget, window.subject) for window in self._full(grant)), None)
+        return next(((window.budget, window.subject) for window in self.full(grant)), None)
 
     def hopeful(self, grant: Grant) -> bool:
         """Whether open holds alone keep the ask out: each counter without room would have it if they cost nothing."""
         wants = {(want.budget, want.subject): want for want in self.ask.wants}
-        return all(_would_fit(wants[window.budget, window.subject], window) for window in self._full(grant))
+        return all(_would_fit(wants[window.budget, window.subject], window) for window in self.full(grant))
 
-    def _full(self, grant: Grant) -> Iterator[WindowState]:
+    def full(self, grant: Grant) -> Iterator[WindowState]:
+        """The counters without room that count."""
         return (window for window in grant.windows if not window.fits and window.budget not in self.warning)
 
 
@@ -189,7 +190,9 @@ def _places(applied: Iterable[Applied]) -> Iterator[Place]:
 
 
 def _would_fit(want: Want, window: WindowState) -> bool:
-    if window.limit_requests is not None and window.requests + want.requests > window.limit_requests:
+    # Requests are not given back, but for those that a float holds.
+    held = want.requests if window.floats else window.requests + want.requests
+    if window.limit_requests is not None and held > window.limit_requests:
         return False
     if window.limit_usd is not None and window.spent_usd + want.usd > window.limit_usd:
         return False

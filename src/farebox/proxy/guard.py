@@ -19,6 +19,7 @@ from uuid import UUID
 from farebox import accounting, payload
 from farebox.accounting import Attempt
 from farebox.budgets.applying import Applied
+from farebox.budgets.floats import Drawn
 from farebox.config import Provider
 from farebox.doubts import check_repeated
 from farebox.errors import PathClosed, Unavailable, Unpriced
@@ -27,8 +28,8 @@ from farebox.proxy.call import Call, Clock
 from farebox.proxy.pace import Pace, Verdict
 from farebox.proxy.planning import Plan, Planner
 from farebox.proxy.refusing import refusal, refusing, remaining_usd
-from farebox.records import Budget, Caller
-from farebox.store.budgets import Ask, Grant
+from farebox.records import Budget, Caller, FloatHold, Want
+from farebox.store.budgets import Ask, Draw, Grant
 
 SETTLING_S = 0.25
 """How long even a call that may not wait waits for open holds: a client that calls one after the other may meet
@@ -44,9 +45,11 @@ class Budgets(Protocol):
     async def reserve(self, ask: Ask, *, wait_s: float, applied: Sequence[Applied]) -> Grant:
         """Raises `Unavailable`; whatever it raises, a cancellation too, nothing is held."""
 
-    async def extend(self, id: UUID, usd: Decimal, tokens: int) -> Grant | None: ...
+    def draw(self, wants: Sequence[Want], applied: Sequence[Applied]) -> Drawn | None: ...
 
-    def release(self, id: UUID) -> None: ...
+    async def extend(self, id: UUID, usd: Decimal, tokens: int, draw: Draw | None = None) -> Grant | None: ...
+
+    def release(self, id: UUID, drawn: FloatHold | None = None) -> None: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -63,6 +66,8 @@ class Ticket:
     remaining_usd: Decimal | None = None
     choices: int = 1
     """Answers asked for."""
+    drawn: FloatHold | None = None
+    """What is held for it out of a float; None where it has a reservation."""
     pace: Pace | None = None
     """Of a stream that may have to ask for more, and then be cut."""
 
@@ -113,7 +118,8 @@ class Guard:
         """Hold what `attempt` may cost at `provider`; sets its `hold`. None: no budget counts it.
 
         Raises `BudgetExceeded`, `RateLimited`, `NoBound`, `Unpriced`, or `Unavailable` where the
-        database can't be asked. Whatever it raises, a cancellation too, nothing stays held.
+        database can't be asked. Whatever it raises, a cancellation too, nothing stays held. Waits for nothing where a
+        float has room.
         """
         metering = call.snapshot.config.metering
         if metering.unpriced == "refuse" and call.target.metered and not self._planner.priced(call, provider):
@@ -121,6 +127,9 @@ class Guard:
         if not call.applied:
             return None
         plan = self._planner.plan(call, attempt, provider)
+        drawn = self._budgets.draw(plan.held.wants, call.applied)
+        if drawn is not None:
+            return self._drawn(call, attempt, plan, drawn)
         budgets = {one.budget.id: one.budget for one in call.applied}
         try:
             plan, grant = await self._ladder(call, attempt, plan, budgets)
@@ -138,14 +147,30 @@ class Guard:
             for window in grant.windows:
                 if not window.fits:  # of a granted ask that can only be said where the budget merely warns
                     self._warned(budgets[window.budget].name)
-            return self._ticket(call, attempt, plan, grant, budgets)
+            return self._ticket(call, attempt, plan, remaining_usd(grant.windows, budgets))
         except BaseException:
             self._budgets.release(attempt.id)
             raise
 
     def release(self, ticket: Ticket) -> None:
         """Give back what is held for an attempt of which provably nothing went up. Does not wait."""
-        self._budgets.release(ticket.id)
+        self._budgets.release(ticket.id, ticket.drawn)
+
+    def _drawn(self, call: Call, attempt: Attempt, plan: Plan, drawn: Drawn) -> Ticket:
+        """A float had room: the ordinary way of a budget that is far from its limit, without the database."""
+        try:
+            attempt.hold, attempt.drawn = plan.hold, drawn.hold
+            plan.facts = payload.encode(accounting.provisional(attempt))
+            left = [
+                usd
+                for usd, one in zip(drawn.left_usd, call.applied, strict=True)
+                if usd is not None and one.budget.purpose == "budget" and one.budget.on_exceed == "reject"
+            ]
+            remaining = max(Decimal(0), min(left)) if left else None
+            return self._ticket(call, attempt, plan, remaining)
+        except BaseException:
+            self._budgets.release(attempt.id, drawn.hold)
+            raise
 
     async def _ladder(
         self, call: Call, attempt: Attempt, plan: Plan, budgets: Mapping[UUID, Budget]
@@ -183,27 +208,31 @@ class Guard:
             raise Unavailable("The hold for this call was given up.", headers={"retry-after": "1"})
         return grant
 
-    def _ticket(self, call: Call, attempt: Attempt, plan: Plan, grant: Grant, budgets: Mapping[UUID, Budget]) -> Ticket:
+    def _ticket(self, call: Call, attempt: Attempt, plan: Plan, remaining: Decimal | None) -> Ticket:
         extendable = call.budgeted and attempt.stream and plan.extendable
         return Ticket(
             attempt.id,
             plan.facts,
             body=plan.body,
             clamped=plan.clamped,
-            remaining_usd=remaining_usd(grant.windows, budgets),
+            remaining_usd=remaining,
             choices=plan.bound.choices,
-            pace=self._pace(attempt, plan, budgets) if extendable else None,
+            drawn=attempt.drawn,
+            pace=self._pace(call, attempt, plan) if extendable else None,
         )
 
     # -- while it streams ------------------------------------------------------------------------
 
-    def _pace(self, attempt: Attempt, plan: Plan, budgets: Mapping[UUID, Budget]) -> Pace:
+    def _pace(self, call: Call, attempt: Attempt, plan: Plan) -> Pace:
         # A key's tokens a minute are no reason to cut what was let in.
-        counts_tokens = any(one.purpose == "budget" and one.limit_tokens is not None for one in budgets.values())
+        counted = (one.budget for one in call.applied if one.budget.purpose == "budget")
+        counts_tokens = any(budget.limit_tokens is not None for budget in counted)
+        drawn = attempt.drawn
+        draw = Draw(attempt.id, drawn, plan.facts) if drawn is not None else None
 
         async def ask(output_tokens: int) -> Verdict:
             usd, tokens = plan.total(output_tokens)
-            grant = await self._budgets.extend(attempt.id, usd, tokens if counts_tokens else 0)
+            grant = await self._budgets.extend(attempt.id, usd, tokens if counts_tokens else 0, draw)
             if grant is None or grant.state == "gone":
                 return "runs_on"  # what it uses beyond its hold is an overrun of its row's budgets
             if grant.state == "open":

@@ -31,7 +31,7 @@ SELECT farebox.release($1)
 SELECT calls, at, {{window_state}} FROM farebox.float_take($1, $2, $3, $4, $5, $6, $7, $8, $9)
 
 -- name: float_give
-SELECT farebox.float_give($1, $2, $3, $4)
+SELECT farebox.float_give($1, $2, $3, $4, $5)
 
 -- name: float_end
 SELECT farebox.float_end($1)

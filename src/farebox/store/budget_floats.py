@@ -60,9 +60,10 @@ class BudgetFloats:
             return Take(0)
         return Take(rows[0]["calls"], tuple(state_of(row, fits=True) for row in rows), rows[0]["at"])
 
-    async def float_give(self, unused: FloatHold) -> None:
-        """Give back what is unused of a float, which is closed with that. Not to be repeated."""
-        await self._store.fetch("float_give", unused.id, list(unused.usd), list(unused.tokens), list(unused.requests))
+    async def float_give(self, unused: FloatHold, *, closing: bool) -> None:
+        """Give back what is unused of a float. `closing`: all of that, and it is closed; only this may be repeated."""
+        amounts = list(unused.usd), list(unused.tokens), list(unused.requests)
+        await self._store.fetch("float_give", unused.id, closing, *amounts)
 
     async def float_end(self, ids: Sequence[UUID]) -> None:
         """Give back all that is left of floats out of which no call is to be paid any more. Harmless to repeat."""

@@ -136,9 +136,11 @@ BEGIN
     END LOOP;
 END $$;
 
--- Give back so much of a float, in the order of its windows, at most what it holds, and close it.
-CREATE FUNCTION farebox.float_give(p_id uuid, p_usd numeric[], p_tokens bigint[], p_requests bigint[]) RETURNS void
-LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
+-- Give back so much of a float, in the order of its windows, at most what it holds. p_closing: close it, and do nothing
+-- where it is closed: so that can be repeated until it is answered.
+CREATE FUNCTION farebox.float_give(
+    p_id uuid, p_closing boolean, p_usd numeric[], p_tokens bigint[], p_requests bigint[]
+) RETURNS void LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
     f farebox.budget_float;
 BEGIN
@@ -147,7 +149,7 @@ BEGIN
         RAISE EXCEPTION 'an amount to give back is negative or not finite' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     SELECT * INTO f FROM farebox.budget_float WHERE id = p_id FOR UPDATE;
-    IF f.id IS NULL THEN
+    IF f.id IS NULL OR (f.closed AND p_closing) THEN
         RETURN;
     END IF;
     IF (cardinality(p_usd), cardinality(p_tokens), cardinality(p_requests))
@@ -159,12 +161,12 @@ BEGIN
     SET reserved_usd = bw.reserved_usd - least(back.usd, back.held_usd),
         reserved_tokens = bw.reserved_tokens - least(back.tokens, back.held_tokens),
         requests = bw.requests - least(back.requests, back.held_requests),
-        floats = bw.floats - CASE WHEN f.closed THEN 0 ELSE 1 END
+        floats = bw.floats - CASE WHEN p_closing THEN 1 ELSE 0 END
     FROM unnest(f.windows, f.held_usd, f.held_tokens, f.held_requests, p_usd, p_tokens, p_requests)
         AS back(id, held_usd, held_tokens, held_requests, usd, tokens, requests)
     WHERE bw.id = back.id;
     UPDATE farebox.budget_float
-    SET closed = true, (held_usd, held_tokens, held_requests) = (
+    SET closed = f.closed OR p_closing, (held_usd, held_tokens, held_requests) = (
         SELECT array_agg(greatest(had_usd - usd, 0) ORDER BY place),
                array_agg(greatest(had_tokens - tokens, 0) ORDER BY place),
                array_agg(greatest(had_requests - requests, 0) ORDER BY place)

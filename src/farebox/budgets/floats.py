@@ -1,0 +1,213 @@
+"""A float in memory: what is free of it, what its calls took, and when it may not be used any more. Pure.
+
+A float is an amount that this process has reserved ahead on a fixed set of counters. At every moment
+
+    free + what calls under way hold + what their rows, not posted yet, will free  =  what the database has for it
+
+because `free` grows only by what the database said it put in and by what calls gave back that provably were
+not sent, and shrinks with every call and with all that is given back, whether that arrived or not. What is lost of
+an answer is so held for longer than needed, never too little. Taking floats and giving them back is `floating`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import NamedTuple
+from uuid import UUID
+
+from farebox.records import FloatHold, Want
+from farebox.store.budgets import Take
+
+Key = tuple[tuple[UUID, str], ...]
+"""Counters as a call's wants name them, in their order."""
+
+CALLS_MIN = 8
+CALLS_MAX = 256
+"""Calls a float is asked to hold, at least and at most; in between, what came within two seconds."""
+BUSY = 4
+"""Calls within a second that make a float worth its while: fewer cost less one by one."""
+REFUSED_S = 1.0
+"""How long none is asked for where the database gave none."""
+
+
+class Drawn(NamedTuple):
+    """A call's leave out of a float. `left_usd`: of each counter with a limit in dollars, what is left beside it."""
+
+    hold: FloatHold
+    left_usd: tuple[Decimal | None, ...]
+
+
+class Float:
+    """One float of this process. `until`: when its first window ends, in monotonic seconds."""
+
+    __slots__ = (
+        "calls",
+        "closed",
+        "demand",
+        "filling",
+        "free_requests",
+        "free_tokens",
+        "free_usd",
+        "id",
+        "left_usd",
+        "lost",
+        "low",
+        "low_requests",
+        "low_tokens",
+        "low_usd",
+        "owner",
+        "until",
+        "used_at",
+        "windows",
+    )
+
+    def __init__(self, id: UUID, owner: int, lost: int) -> None:
+        self.id = id
+        self.owner = owner
+        self.lost = lost
+        """How many events were lost before it: one more could have been a call of it."""
+        self.windows: tuple[int, ...] = ()
+        self.free_usd: list[Decimal] = []
+        self.free_tokens: list[int] = []
+        self.free_requests: list[int] = []
+        self.low_usd: list[Decimal] = []
+        self.low_tokens: list[int] = []
+        self.low_requests: list[int] = []
+        self.low = False
+        """Less than half is left of what it had when it was filled."""
+        self.filling = False
+        """The database is putting something in."""
+        self.left_usd: list[Decimal | None] = []
+        self.until = 0.0
+        self.used_at = 0.0
+        self.demand: Demand | None = None
+        """Whose calls it serves."""
+        self.calls = 0
+        """Calls that hold something of it and are not recorded yet."""
+        self.closed = False
+
+    def fill(self, take: Take, wants: Sequence[Want], asked_at: float) -> None:
+        """Put in what the database did, asked at `asked_at`: its clock was read later, so a window ends no later."""
+        calls, windows = take.calls, take.windows
+        ends = [window.resets_at for window in windows if window.resets_at is not None]
+        assert take.at is not None
+        self.until = min((asked_at + (end - take.at).total_seconds() for end in ends), default=float("inf"))
+        if not self.windows:
+            self.windows = tuple(window.window for window in windows)
+            self.free_usd = [Decimal(0)] * len(windows)
+            self.free_tokens, self.free_requests = [0] * len(windows), [0] * len(windows)
+        for place, want in enumerate(wants):
+            self.free_usd[place] += calls * want.usd
+            self.free_tokens[place] += calls * want.tokens
+            self.free_requests[place] += calls * want.requests
+        self.low = False
+        self.low_usd = [usd / 2 for usd in self.free_usd]
+        self.low_tokens = [tokens // 2 for tokens in self.free_tokens]
+        self.low_requests = [requests // 2 for requests in self.free_requests]
+        # Beside what is free of it, which is told as left.
+        self.left_usd = [
+            None if window.limit_usd is None else window.limit_usd - window.spent_usd - window.reserved_usd
+            for window in windows
+        ]
+
+    def draw(self, wants: Sequence[Want], now: float) -> Drawn | None:
+        """Take a call's hold; None where that is more than is free, or its windows are over."""
+        if self.closed or now >= self.until:
+            return None
+        free_usd, free_tokens, free_requests = self.free_usd, self.free_tokens, self.free_requests
+        for place, want in enumerate(wants):
+            if want.usd > free_usd[place] or want.tokens > free_tokens[place] or want.requests > free_requests[place]:
+                return None
+        left: list[Decimal | None] = []
+        for place, want in enumerate(wants):
+            free_usd[place] = rest = free_usd[place] - want.usd
+            free_tokens[place] = tokens = free_tokens[place] - want.tokens
+            free_requests[place] = requests = free_requests[place] - want.requests
+            if rest < self.low_usd[place] or tokens < self.low_tokens[place] or requests < self.low_requests[place]:
+                self.low = True
+            beside = self.left_usd[place]
+            left.append(None if beside is None else beside + rest)
+        self.calls += 1
+        self.used_at = now
+        hold = FloatHold(
+            self.id,
+            self.windows,
+            tuple([want.usd for want in wants]),
+            tuple([want.tokens for want in wants]),
+            tuple([want.requests for want in wants]),
+        )
+        return Drawn(hold, tuple(left))
+
+    def late(self, take: Take, wants: Sequence[Want]) -> FloatHold:
+        """What the database put in when this was closed already."""
+        calls = take.calls
+        return FloatHold(
+            self.id,
+            tuple(window.window for window in take.windows),
+            tuple(calls * want.usd for want in wants),
+            tuple(calls * want.tokens for want in wants),
+            tuple(calls * want.requests for want in wants),
+        )
+
+    def put_back(self, hold: FloatHold) -> bool:
+        """A call was provably not sent; False: the float is closed, and the database is to be told."""
+        self.calls -= 1
+        if self.closed:
+            return False
+        for place in range(len(self.windows)):
+            self.free_usd[place] += hold.usd[place]
+            self.free_tokens[place] += hold.tokens[place]
+            self.free_requests[place] += hold.requests[place]
+        return True
+
+    def close(self) -> FloatHold:
+        """Use it no more; what was free, to be given back."""
+        unused = FloatHold(
+            self.id, self.windows, tuple(self.free_usd), tuple(self.free_tokens), tuple(self.free_requests)
+        )
+        self.closed = True
+        if self.demand is not None:
+            self.demand.float = None
+            self.demand = None
+        self.free_usd, self.free_tokens, self.free_requests = [], [], []
+        return unused
+
+
+class Demand:
+    """How often calls with one set of counters come, and the float that serves them."""
+
+    __slots__ = ("_before", "_count", "_since", "asked_for", "float", "refused_until", "wants")
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self._count = self._before = 0
+        self.float: Float | None = None
+        self.wants: Sequence[Want] = ()
+        """What the latest call holds."""
+        self.asked_for = False
+        """The database is being asked for a float, or for more in it."""
+        self.refused_until = 0.0
+
+    def seen(self, wants: Sequence[Want], now: float) -> None:
+        """A call came."""
+        self.wants = wants
+        if now - self._since >= 1.0:
+            self._before = self._count if now - self._since < 2.0 else 0
+            self._since, self._count = now, 0
+        self._count += 1
+
+    def in_a_second(self, now: float) -> float:
+        """Calls within the last second, about."""
+        past = now - self._since
+        if past >= 1.0:
+            return self._count * max(0.0, 2.0 - past)
+        return self._count + self._before * (1.0 - past)
+
+    def wanted(self, now: float) -> int:
+        """Calls that a float should hold beyond what is free in it; 0: none is worth its while now."""
+        rate = self.in_a_second(now)
+        if rate < BUSY or now < self.refused_until:
+            return 0
+        calls = max(CALLS_MIN, min(CALLS_MAX, int(2 * rate)))
+        return calls if self.float is None else max(BUSY, calls // 2)
