@@ -130,7 +130,11 @@ class Meter:
         stream = self._stream
         if stream is None or self._decoder is not None:
             return self._route(chunk, now)
-        if stream.covers(chunk):
+        # As `stream.feed` does, but nearly every chunk of a stream is one: a call less is 0.1 µs of its 0.9.
+        if stream.template is not None and (text := stream.template.text(chunk)) is not None:
+            stream.keep(text)
+            if stream.watch is not None:
+                stream.watch.covered(text, chunk)
             return chunk
         out = stream.feed(chunk, now)
         self.terminal = stream.terminal
@@ -248,7 +252,7 @@ class Meter:
             self._body.feed(data)
             return data if self._withhold else chunk
         assert self._stream is not None
-        out = data if self._stream.covers(data) else self._stream.feed(data, now)
+        out = self._stream.feed(data, now)
         self.terminal = self._stream.terminal
         return out if self._withhold else chunk
 

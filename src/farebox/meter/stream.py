@@ -1,7 +1,7 @@
 """Follows an event stream: bytes in, bytes to forward out, facts into the notes.
 
-A chunk that repeats the last one but for its text costs a comparison (`template`); every other
-event is decoded. A fault here is farebox's own: reading stops, what is held goes on, and the
+A chunk or an event that repeats the last one but for its text costs a comparison (`template`); every
+other event is decoded. A fault here is farebox's own: reading stops, what is held goes on, and the
 bytes pass untouched from then on.
 """
 
@@ -39,12 +39,22 @@ class StreamMeter:
         self._notes = notes
         self._splitter = Splitter(event_bytes_max)
         self._withholder = Withholder() if withhold else None
-        self._watch = watch
-        self._template: Template | None = None
+        self.watch = watch
+        self.template: Template | None = None
+        """What the next chunk most likely repeats; None where it does not begin a frame."""
+        self._raw: Template | None = None
+        """The template of whole raw frames."""
+        self._data: Template | None = None
+        """The same template of the data of a frame, for those that come in pieces or together with others."""
+        self._name = b""
+        """The name of its events."""
+        self._repeats = False
+        """The last event is of that template."""
         self._lessons = 0
-        self._aligned = False
         self._stopped = False
         self._sample = Sample()
+        self.keep = self._sample.add_text
+        """Keep the text of a chunk that the template covers."""
         self.first_token_at: float | None = None
 
     @property
@@ -52,23 +62,16 @@ class StreamMeter:
         """The event that ends the answer was fed."""
         return self._notes.terminal
 
-    def covers(self, chunk: bytes) -> bool:
-        """Whether `chunk` repeats what came before it but for its text, which is read with that; to be asked first."""
-        template, watch = self._template, self._watch
-        if (
-            template is None
-            or not self._aligned
-            or not (template.covers(chunk) if watch is None else watch.covers(template, chunk))
-        ):
-            return False
-        self._sample.add(chunk)
-        return True
-
     def feed(self, chunk: bytes, now: float) -> bytes:
-        """Note what `chunk` says, which is not covered, and return what may go on to the client. Never raises."""
+        """Note what `chunk` says and return what may go on to the client. Never raises."""
+        if self.template is not None and (text := self.template.text(chunk)) is not None:
+            self.keep(text)
+            if self.watch is not None:
+                self.watch.covered(text, chunk)
+            return chunk
         if self._stopped:
-            if self._watch is not None:
-                self._watch.unread(chunk)
+            if self.watch is not None:
+                self.watch.unread(chunk)
             return chunk
         try:
             if len(chunk) > PIECE_BYTES:
@@ -95,25 +98,25 @@ class StreamMeter:
     @property
     def output_bytes(self) -> int:
         """Bytes of generated text so far; 0 where nobody watches."""
-        return self._watch.output_bytes if self._watch is not None else 0
+        return self.watch.output_bytes if self.watch is not None else 0
 
     @property
     def generating(self) -> bool:
         """Whether more text is to come, as far as anybody watches."""
-        return self._watch is None or self._watch.generating
+        return self.watch is None or self.watch.generating
 
     @property
     def cuttable(self) -> bool:
         """Whether it is watched and can still be followed."""
-        return self._watch is not None and not self._stopped and not self._watch.broken
+        return self.watch is not None and not self._stopped and not self.watch.broken
 
     def cut(self, usage: Tokens | None) -> bytes | None:
         """The frames that end the stream properly here; None inside a frame, or where nothing can. Never raises."""
         # What is held is the beginning of a frame, so between two frames nothing is.
-        if self._watch is None or self._stopped or not self._splitter.aligned:
+        if self.watch is None or self._stopped or not self._splitter.aligned:
             return None
         try:
-            return self._watch.ending(usage)
+            return self.watch.ending(usage)
         except Exception:
             return None
 
@@ -124,7 +127,7 @@ class StreamMeter:
     def _stop(self) -> bytes:
         """Give up reading; what is held has to go on."""
         self._stopped = True
-        self._template = None
+        self.template = self._raw = self._data = None
         self._notes.unparsed += 1
         return self._withholder.release() if self._withholder is not None else b""
 
@@ -134,23 +137,19 @@ class StreamMeter:
         return chunk if self._withholder is None else out
 
     def _read(self, chunk: bytes, now: float) -> bytes:
-        begins_frame = self._aligned
-        if self._watch is not None:
-            self._watch.arrived(chunk)
+        begins_frame = self._splitter.aligned
+        if self.watch is not None:
+            self.watch.arrived(chunk)
         frames = self._splitter.feed(chunk)
-        self._aligned = self._splitter.aligned
+        aligned = self._splitter.aligned
         kinds = [self._note(frame) for frame in frames]
         if self._notes.unparsed > UNREADABLE_MAX:
             return self._stop() + chunk
         if self._notes.content and self.first_token_at is None:
             self.first_token_at = now
-        if kinds == [Kind.TEXT] and begins_frame and self._aligned and self._lessons < LESSONS_MAX:
-            learned = Template.learn(chunk)
-            if learned is not None:
-                self._template = learned
-                self._lessons += 1
-                if self._watch is not None:
-                    self._watch.learned()
+        if self._raw is None and self._repeats and len(frames) == 1 and begins_frame and aligned:
+            self._raw = Template.learn(chunk)
+        self.template = self._raw if aligned else None
         if self._withholder is None:
             return chunk
         return self._withholder.forward(
@@ -160,26 +159,46 @@ class StreamMeter:
     def _note(self, frame: Frame, *, cut: bool = False) -> Kind:
         """Read one frame. `cut`: it is what a stream that ended left over, so it may be no event at all."""
         data = frame.data
+        self._repeats = False
         if data is None or (frame.whole and not data.strip()):
             return Kind.EMPTY
         notes = self._notes
         if not frame.whole:
             notes.unparsed += 1
             self._salvage(frame, data)
-            if self._watch is not None:
-                self._watch.skipped(data)
+            if self.watch is not None:
+                self.watch.skipped(data)
             return Kind.NEWS
+        if self._data is not None and frame.event == self._name:
+            text = self._data.text(data, one=True)
+            if text is not None:
+                self._repeats = True
+                self.keep(text)
+                if self.watch is not None:
+                    self.watch.covered(text, data)
+                return Kind.TEXT
         kind = self._wire.event(frame.event, data, notes)
         if kind == Kind.UNREADABLE:
             kind = self._note_lines(frame, data)
             if kind == Kind.UNREADABLE and not cut:
                 notes.unparsed += 1
-        elif self._watch is not None:
-            self._watch.note(frame.event, data)
+        elif self.watch is not None:
+            self.watch.note(frame.event, data)
         if kind in (Kind.TEXT, Kind.NEWS_AND_TEXT):
             notes.content = True
             self._sample.add_event(data)
+        if kind == Kind.TEXT:
+            self._learn(frame, data)
         return kind
+
+    def _learn(self, frame: Frame, data: bytes) -> None:
+        """Expect more frames like this one, which held nothing but text."""
+        learned = Template.learn(data, b"") if self._lessons < LESSONS_MAX else None
+        if learned is not None:
+            self._lessons += 1
+            self._data, self._raw, self._name, self._repeats = learned, None, frame.event, True
+            if self.watch is not None:
+                self.watch.learned()
 
     def _note_lines(self, frame: Frame, data: bytes) -> Kind:
         """Read each line of the data as an event: a few servers forget the empty line between events."""
@@ -189,8 +208,8 @@ class StreamMeter:
                 kind = self._wire.event(frame.event, line, self._notes)
                 # Such a frame is never usage alone.
                 best = max(best, min(kind, Kind.NEWS_AND_TEXT))
-                if self._watch is not None and kind != Kind.UNREADABLE:
-                    self._watch.note(frame.event, line)
+                if self.watch is not None and kind != Kind.UNREADABLE:
+                    self.watch.note(frame.event, line)
         return best
 
     def _salvage(self, frame: Frame, head: bytes) -> None:

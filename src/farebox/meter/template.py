@@ -23,28 +23,33 @@ _HOLE = re.compile(
 )
 """Members whose value may change from frame to frame without meaning anything for the bill."""
 _TEXT, _FILL, _DIGITS = 1, 2, 3
-_END = b"\n\n"
+END = b"\n\n"
+"""What ends a raw frame: with it frames can follow each other."""
 
 
 class Template:
     """The constant parts of one frame."""
 
-    __slots__ = ("_lead", "_parts", "_texts")
+    __slots__ = ("_lead", "_parts", "_single", "_tail")
 
     def __init__(self, lead: bytes, parts: list[tuple[bytes, int]]) -> None:
         self._lead = lead
         # A hole ends where the first byte of its part is: a quotation mark after a string.
-        self._parts = [(part[:1], part, len(part), kind == _DIGITS) for part, kind in parts]
-        self._texts = [(*part, kind == _TEXT) for part, (_, kind) in zip(self._parts, parts, strict=True)]
+        self._parts = [(part[:1], part, len(part), kind == _DIGITS, kind == _TEXT) for part, kind in parts]
+        self._tail = parts[-1][0]
+        self._single = len(lead) + len(self._tail) if [kind for _, kind in parts] == [_TEXT] else 0
+        """Bytes of a frame whose one hole, of text, is empty; 0 where there are more holes or it is another."""
 
     @classmethod
-    def learn(cls, frame: bytes) -> Template | None:
+    def learn(cls, frame: bytes, end: bytes = END) -> Template | None:
         """The template of a raw frame known to hold nothing but text; None where it would not be safe.
+
+        `end` is what a frame has to end with: nothing where it is only the data of one.
 
         Without a backslash in the frame every quotation mark is structure, so the holes found are
         the members they seem to be.
         """
-        if len(frame) > FRAME_BYTES_MAX or not frame.endswith(_END) or b"\\" in frame or b"\r" in frame:
+        if len(frame) > FRAME_BYTES_MAX or not frame.endswith(end) or b"\\" in frame or b"\r" in frame:
             return None
         holes = list(_HOLE.finditer(frame))
         if not 0 < len(holes) <= HOLES_MAX:
@@ -54,40 +59,29 @@ class Template:
         parts = [(frame[span[1] : end], kind) for (span, kind), end in zip(edges, ends, strict=True)]
         return cls(frame[: edges[0][0][0]], parts)
 
-    def covers(self, chunk: bytes) -> bool:
-        """Whether `chunk` is one or more whole frames of this template."""
+    def text(self, chunk: bytes, *, one: bool = False) -> bytes | None:
+        """The generated text in `chunk`, as escaped in JSON; None where it is not one or more whole frames of this
+        template, or just `one`."""
+        lead = self._lead
+        if self._single and len(chunk) >= self._single and chunk.startswith(lead) and chunk.endswith(self._tail):
+            text = chunk[len(lead) : -len(self._tail)]
+            if b'"' not in text:
+                return text
         position, length = 0, len(chunk)
-        lead, parts = self._lead, self._parts
-        while position < length:
-            if not chunk.startswith(lead, position):
-                return False
-            position += len(lead)
-            for edge, part, size, digits in parts:
-                end = chunk.find(edge, position)
-                if end < 0 or not chunk.startswith(part, end) or (digits and not chunk[position:end].isdigit()):
-                    return False
-                position = end + size
-        return True
-
-    def text(self, chunk: bytes) -> bytes | None:
-        """The generated text in `chunk`, as escaped in JSON; None where `covers` is False.
-
-        The same comparison; apart, because only streams that may have to be cut need the text.
-        """
-        position, length = 0, len(chunk)
-        lead, parts = self._lead, self._texts
         found: list[bytes] = []
         while position < length:
             if not chunk.startswith(lead, position):
                 return None
             position += len(lead)
-            for edge, part, size, digits, text in parts:
+            for edge, part, size, digits, text_here in self._parts:
                 end = chunk.find(edge, position)
                 if end < 0 or not chunk.startswith(part, end) or (digits and not chunk[position:end].isdigit()):
                     return None
-                if text:
+                if text_here:
                     found.append(chunk[position:end])
                 position = end + size
+            if one and position < length:
+                return None
         return found[0] if len(found) == 1 else b"".join(found)
 
 

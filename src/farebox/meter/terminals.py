@@ -21,7 +21,6 @@ from farebox.meter.chat_terminal import ChatTerminal
 from farebox.meter.escapes import size_of
 from farebox.meter.messages_terminal import MessagesTerminal
 from farebox.meter.responses_terminal import ResponsesTerminal
-from farebox.meter.template import Template
 from farebox.records import Family, Operation
 
 Tokens = tuple[int, int]
@@ -105,16 +104,12 @@ class Watch:
         self._counts = self._noted > 0
         self._terminal.learned()
 
-    def covers(self, template: Template, chunk: bytes) -> bool:
-        """`template.covers(chunk)`; the text in it is noted without decoding it."""
-        text = template.text(chunk)
-        if text is None:
-            return False
+    def covered(self, text: bytes, chunk: bytes) -> None:
+        """More frames of the template came: `chunk`, with this text in them, as escaped in JSON."""
         if self._counts:
             self.output_bytes += size_of(text) if b"\\" in text else len(text)
         if self._follows:
             self._terminal.covered(text, chunk)
-        return True
 
     def unread(self, chunk: bytes) -> None:
         """Bytes that nobody reads any more: all of them may be text."""
