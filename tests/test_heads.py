@@ -11,6 +11,7 @@ from farebox.errors import BadRequest, Forbidden, MethodNotAllowed, Refusal
 from farebox.heads import Heads, RawHeaders, RequestHead, read_head
 
 TARGET = "/v1/chat/completions"
+SECRET = keys.mint_secret().encode()
 PLAIN: RawHeaders = ((b"Host", b"localhost"), (b"Content-Type", b"application/json"))
 fixed = settings(derandomize=True, database=None, deadline=None, max_examples=300)
 
@@ -93,6 +94,22 @@ def test_heads_are_bounded_and_what_is_in_use_stays() -> None:
         known.of("POST", TARGET, (1, 1), ((b"Host", b"h%d" % number),))
         assert known.of("POST", TARGET, (1, 1), PLAIN) is used
     assert len(known) <= 2 * heads.HEADS_MAX
+
+
+_credentials = st.tuples(
+    st.sampled_from([b"Authorization", b"X-Api-Key", b"x-farebox-key", b"api-key", b"X-Session-Id"]),
+    st.sampled_from([b"Bearer a", b"bearer " + SECRET, b"Basic x", b"", SECRET]),
+)
+
+
+@fixed
+@given(st.lists(_credentials, max_size=4))
+def test_the_head_of_another_key_says_what_reading_it_says(fields: list[tuple[bytes, bytes]]) -> None:
+    """What is taken over from a head that differs in its credentials alone is no other key's."""
+    known = Heads("virtual")
+    kept = tuple(one for one in fields if one[0] == b"X-Session-Id")
+    for raw in ((*kept, (b"Authorization", b"Bearer " + keys.mint_secret().encode())), kept, tuple(fields)):
+        assert outcome(known, "POST", TARGET, raw) == outcome(Heads("virtual"), "POST", TARGET, raw)
 
 
 def test_a_large_head_is_not_kept() -> None:

@@ -6,7 +6,7 @@ proxy's processes), compared within a round only: on a shared machine the micros
 ratios hardly. Nothing else should run meanwhile: how much did is printed. nginx is measured where it is installed.
 
     --rounds N          3 by default
-    --only A,B          of: small, alone, 100 kB, 1 MB, streams, memory, cold, workers, keys
+    --only A,B          of: small, alone, 100 kB, 1 MB, streams, memory, cold, workers, keys, stalls
     --tree DIR          measure the farebox of another working copy
     --check             a minute's worth for CI: two ratios, with a wide margin; exits 1 where one is worse
 """
@@ -27,7 +27,7 @@ from benchmarks.overhead import scenarios, special, table
 from benchmarks.overhead.scenarios import SCENARIOS, Sample
 from benchmarks.overhead.targets import Bench, Target
 
-SPECIAL = ("memory", "cold", "workers", "keys")
+SPECIAL = ("memory", "cold", "workers", "keys", "stalls")
 FILES = 16_384
 NOISE = 0.15
 """Share of a core that others may use before the table says so."""
@@ -71,15 +71,20 @@ def run(bench: Bench, rounds: int, wanted: Sequence[str]) -> int:
         for target in targets:
             if target.process is not None and target.name != "budgeted":
                 target.process.stop()
-    memories = [memory_of(bench, name) for name in ("nginx", "bare", "farebox")] if "memory" in wanted else []
-    farebox = bench.farebox("cold") if "cold" in wanted else None
-    cold_s = special.cold_start_s(farebox, farebox.new_keys(1)[0]) if farebox else None
-    pair = special.workers(bench, helpers(bench)) if "workers" in wanted else None
-    keys = special.many_keys(bench, helpers(bench)) if "keys" in wanted else {}
     found = table.Samples(samples)
-    print(
-        table.markdown([*table.lines(found, [one for one in memories if one], pair, cold_s), *table.keys_lines(keys)])
-    )
+    lines = table.lines(found)
+    memories = [memory_of(bench, name) for name in ("nginx", "bare", "farebox")] if "memory" in wanted else []
+    lines += table.memory_lines([one for one in memories if one])
+    if "workers" in wanted:
+        lines += table.workers_lines(*special.workers(bench, helpers(bench)))
+    if "cold" in wanted:
+        farebox = bench.farebox("cold")
+        lines += table.cold_lines(special.cold_start_s(farebox, farebox.new_keys(1)[0]))
+    if "keys" in wanted:
+        lines += table.keys_lines(special.many_keys(bench, helpers(bench)))
+    if "stalls" in wanted:
+        lines += table.stall_lines(special.stalls(bench))
+    print(table.markdown(lines))
     if chosen:
         print("\n" + table.absolutes(found, ["nginx", "bare", "farebox", "budgeted"], [one.name for one in chosen]))
     for memory in filter(None, memories):

@@ -67,10 +67,8 @@ class Samples:
         return _ratio(what, bar, [(pick(a) - pick(d)) / max(1.0, pick(b) - pick(d)) for a, b, d in triples])
 
 
-def lines(
-    samples: Samples, memory: Sequence[Memory], pair: tuple[Sample, Sample] | None, cold_s: float | None
-) -> list[Line]:
-    """The table's lines, from whatever of it was measured."""
+def lines(samples: Samples) -> list[Line]:
+    """What was measured in turns."""
     found = [
         samples.ratio("CPU per small request ÷ nginx", "farebox", "nginx", "small", 3.8, cpu),
         samples.ratio("CPU per small request ÷ bare aiohttp", "farebox", "bare", "small", 0.45, cpu),
@@ -80,26 +78,34 @@ def lines(
         samples.ratio("1 MB prompt, CPU ÷ bare aiohttp", "farebox", "bare", "1 MB", 0.8, cpu),
         samples.added("added latency, one connection, p50 ÷ bare aiohttp's", "farebox", "bare", "alone", 0.7, p50),
         samples.added("added latency, one connection, p99 ÷ bare aiohttp's", "farebox", "bare", "alone", 1.0, p99),
-        samples.added(
-            "time to first token added, p99, 1,000 streams ÷ nginx's", "farebox", "nginx", "streams", 2.0, token
-        ),
-        samples.added("time to first token added, p99, ÷ bare aiohttp's", "farebox", "bare", "streams", 1.0, token),
-    ]
-    by_name = {one.target: one for one in memory}
-    own = by_name.get("farebox")
-    found += [
-        Line("memory per idle stream", own and own.stream_kb, 40, " kB"),
-        Line("memory at its peak, 5,000 streams", own and own.peak_mb, 300, " MB"),
+        samples.added("first token added, p99, 1,000 streams ÷ nginx's", "farebox", "nginx", "streams", 2.0, token),
+        samples.added("first token added, p99, 1,000 streams ÷ bare's", "farebox", "bare", "streams", 1.0, token),
         samples.ratio("a budgeted key ÷ an unbudgeted one, CPU", "budgeted", "farebox", "small", 1.3, cpu),
-        Line(
-            "Postgres CPU per 1,000 requests", samples.median("farebox", "small", lambda s: s.postgres_us), None, " ms"
-        ),
-        Line("… with a budget", samples.median("budgeted", "small", lambda s: s.postgres_us), None, " ms"),
+        Line("Postgres CPU per 1,000 requests", samples.median("farebox", "small", postgres), None, " ms"),
+        Line("Postgres CPU per 1,000 budgeted requests", samples.median("budgeted", "small", postgres), None, " ms"),
         _postgres_share(samples),
-        *_workers(pair),
-        Line("cold start to the first proxied byte", cold_s, 1.0, " s"),
     ]
     return [line for line in found if line.value is not None]
+
+
+def memory_lines(found: Sequence[Memory]) -> list[Line]:
+    """Memory of farebox, where it is among them."""
+    own = [one for one in found if one.target == "farebox"]
+    return [Line("memory per idle stream", one.stream_kb, 40, " kB") for one in own] + [
+        Line("memory at its peak, 5,000 streams", one.peak_mb, 300, " MB") for one in own
+    ]
+
+
+def workers_lines(one: Sample, two: Sample) -> list[Line]:
+    """Two workers against one; their throughput only where they had more than a core."""
+    found = [Line("2 workers ÷ 1, CPU per request", cpu(two) / cpu(one), 1.1)]
+    if two.busy > 1.2:
+        found.append(Line("2 workers ÷ 1, throughput", two.rate / one.rate, 1.8, least=True))
+    return found
+
+
+def cold_lines(seconds: float) -> list[Line]:
+    return [Line("cold start to the first proxied byte", seconds, 1.0, " s")]
 
 
 def keys_lines(found: Mapping[int, Sample]) -> list[Line]:
@@ -109,6 +115,11 @@ def keys_lines(found: Mapping[int, Sample]) -> list[Line]:
         Line(f"{number:,} keys ÷ {numbers[0]} keys, CPU per request", cpu(found[number]) / cpu(found[numbers[0]]), 1.1)
         for number in numbers[1:]
     ]
+
+
+def stall_lines(found: Mapping[str, Mapping[str, float]]) -> list[Line]:
+    """How long others wait while something large is on."""
+    return [Line(f"/healthz p99 beside: {name}", took["p99"], 20, " ms") for name, took in found.items()]
 
 
 def markdown(found: Sequence[Line]) -> str:
@@ -157,16 +168,6 @@ def _ratio(what: str, bar: float, ratios: list[float]) -> Line:
 def _postgres_share(samples: Samples) -> Line:
     own = samples.of("farebox", "small")
     return _ratio("Postgres' CPU ÷ farebox's own", 1.0, [one.postgres_us / one.cpu_us for one in own])
-
-
-def _workers(pair: tuple[Sample, Sample] | None) -> list[Line]:
-    if pair is None:
-        return []
-    one, two = pair
-    found = [Line("2 workers ÷ 1, CPU per request", cpu(two) / cpu(one), 1.1)]
-    if two.busy > 1.2:  # they had more than a core
-        found.append(Line("2 workers ÷ 1, throughput", two.rate / one.rate, 1.8, least=True))
-    return found
 
 
 def _figure(value: float) -> str:
