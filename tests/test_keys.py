@@ -8,10 +8,13 @@ from uuid import UUID, uuid4
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from farebox import keys
-from farebox.errors import Forbidden, InvalidKey, Unavailable
+from farebox.credentials import credentials
+from farebox.errors import Forbidden, InvalidKey, Refusal, Unavailable
 from farebox.keys import KeyRing
 from farebox.records import Caller, KeyRecord
 
@@ -216,6 +219,64 @@ async def test_the_cache_forgets_the_longest_unused(database: Database, clock: T
     assert database.lookups == 3
     await found.identify(bearer(secrets[0]))
     assert database.lookups == 4
+
+
+_happenings = st.lists(
+    st.sampled_from(["revoke", "restore", "rotate", "narrow", "expire", "renew", "away", "back", "wait", "call"]),
+    max_size=12,
+)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+@given(_happenings, st.sampled_from(["virtual", "open", "passthrough"]))
+def test_what_memory_alone_says_is_what_a_look_up_would_say(happenings: list[str], mode: str) -> None:
+    """Whatever becomes of a key, the answer without waiting is no answer, or the one that waiting gives."""
+
+    async def run() -> None:
+        database, clock = Database(), Time()
+        secret, record = database.add(name="k")
+        found = ring(database, clock, mode=mode)
+        carried = [credentials(headers) for headers in (bearer(secret), bearer("sk-other"), CIMultiDict[str]())]
+        changes: dict[str, dict[str, object]] = {
+            "revoke": {"revoked_at": NOW},
+            "restore": {"revoked_at": None},
+            "rotate": {"secret_hash": keys.hash_secret(keys.mint_secret())},
+            "narrow": {"models": ["gpt-*"]},
+            "expire": {"expires_at": NOW},
+            "renew": {"expires_at": None},
+        }
+        for happening in ["call", *happenings, "call"]:
+            if happening in changes:
+                found.apply([database.change(record, **changes[happening])])
+            elif happening in ("away", "back"):
+                database.away = happening == "away"
+            elif happening == "wait":
+                clock.s += 61
+            for one in carried:
+                try:
+                    at_once: object = found.recall(one)
+                except Refusal as refusal:
+                    at_once = type(refusal)
+                if happening == "call" or at_once is not None:
+                    try:
+                        waited: object = await found.authenticate(one)
+                    except Refusal as refusal:
+                        waited = type(refusal)
+                    assert at_once in (None, waited)
+
+    asyncio.run(run())
+
+
+async def test_a_known_key_is_known_at_once_until_it_is_revoked(database: Database, clock: Time) -> None:
+    """The ordinary call of a key that memory knows waits for nothing, and a revocation ends that at once."""
+    secret, record = database.add()
+    found = ring(database, clock)
+    known = credentials(bearer(secret))
+    assert found.recall(known) is None
+    caller = await found.authenticate(known)
+    assert found.recall(known) is caller
+    found.apply([database.change(record, revoked_at=NOW)])
+    assert found.recall(known) is None
 
 
 async def test_open_mode_needs_no_key_and_still_knows_one(database: Database, clock: Time) -> None:
