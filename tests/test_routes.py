@@ -26,6 +26,7 @@ routes:
 CONFIG = read(providers(OPENAI, CLAUDE, LOCAL) + RULES)
 CALLERS = [
     Caller(kind="virtual"),
+    Caller(kind="virtual", key_name="another"),
     Caller(kind="virtual", models=("gpt-*",)),
     Caller(kind="virtual", providers=("local",)),
     Caller(kind="virtual", tags={"tier": "cheap"}),
