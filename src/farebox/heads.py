@@ -98,7 +98,7 @@ class Heads:
         return head
 
     def _read(self, method: str, target: str, version: tuple[int, int], fields: RawHeaders) -> RequestHead:
-        """`read_head`. Of many keys in turn few heads are remembered, but one that differs in its key is (12 µs, not 40)."""
+        """`read_head`. Of many keys in turn few heads are known, but one that differs in its key is: 12 µs, not 40."""
         if self._mode != "virtual":
             return read_head(method, target, version, fields, self._mode)
         # A credential says who calls and nothing else there, and is passed on to nobody.
