@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from copy import deepcopy
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -12,8 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farebox.dialects import Profile
+from farebox.dialects import PROFILES, Profile
+from farebox.dialects.plain import plain_usage
+from farebox.dialects.usage import read_usage
 from farebox.meter import Meter
+from farebox.meter.reading import encoded_usage
 from farebox.records import Operation
 from support.answers import meter
 from support.corpus import MANIFEST, bodies
@@ -261,3 +265,36 @@ def test_each_oddity_is_read_alike(operation: Operation) -> None:
                 wanted_at_once += plain
     assert wanted_at_once > 100
     assert both(json.dumps(RICH[operation]).encode(), operation, "openai")[0]
+
+
+def _told_plainly(raw: dict[str, Any], operation: Operation, profile: Profile, model: str) -> bool:
+    """Whether a usage object was read as a plain one; then it says what reading it generally says."""
+    plain = plain_usage(raw, operation=operation, profile=profile, model=model)
+    if plain is None:
+        return False
+    account = read_usage(raw, operation=operation, profile=profile, model=model)
+    assert (plain[0], 0) == (account.usage, account.unexplained or 0)
+    encoded = encoded_usage(raw, {})
+    assert encoded is not None
+    assert json.loads(msgspec.json.encode(plain[1])) == json.loads(bytes(encoded))
+    return True
+
+
+@pytest.mark.parametrize("operation", ["chat", "responses", "messages"])
+def test_each_oddity_of_a_decoded_usage_object_is_read_alike(operation: Operation) -> None:
+    """The usage object that a stream ends with is read like one in a whole answer: plainly where nothing is odd."""
+    plainly = 0
+    usage = RICH[operation]["usage"]
+    for number in range(len(list(_holders(usage)))):
+        for name in _names(list(_holders(usage))[number]):
+            for odd in (MISSING, Decimal("1.5"), Decimal(7), *ODD):
+                changed = deepcopy(usage)
+                holder = list(_holders(changed))[number]
+                if odd is not MISSING:
+                    holder[name] = odd
+                elif holder.pop(name, MISSING) is MISSING:
+                    continue
+                for profile in (PROFILES["openai"], PROFILES["perplexity"], PROFILES["google"]):
+                    plainly += _told_plainly(changed, operation, profile, "m-1")
+    assert plainly > 20
+    assert _told_plainly(usage, operation, PROFILES["openai"], "m-1")

@@ -8,7 +8,8 @@ up, a part larger than its whole): such an object, like one that does not fit, i
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -16,7 +17,7 @@ from msgspec import UNSET, UnsetType
 from farebox.dialects.profile import Profile
 from farebox.dialects.usage import hides_thinking
 from farebox.dialects.values import TOKENS_MAX, word
-from farebox.records import Usage
+from farebox.records import Operation, Usage
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 _Maybe = Count | None | UnsetType
@@ -156,6 +157,27 @@ class MessagesUsage(PlainUsage):
     @property
     def place(self) -> str | None:
         return self.inference_geo or None
+
+
+_KINDS: Mapping[Operation, type[PlainUsage]] = {
+    "chat": ChatUsage,
+    "completions": ChatUsage,
+    "responses": ResponsesUsage,
+    "messages": MessagesUsage,
+}
+
+
+def plain_usage(
+    raw: Mapping[str, Any], *, operation: Operation, profile: Profile, model: str | None
+) -> tuple[Usage, PlainUsage] | None:
+    """What `usage.read_usage` would say of a decoded object that is a plain one, and the object as its type."""
+    kind = _KINDS.get(operation)
+    try:
+        said = msgspec.convert(raw, kind) if kind is not None else None
+    except (msgspec.ValidationError, OverflowError):
+        return None
+    usage = said.read(profile, model) if said is not None else None
+    return None if said is None or usage is None else (usage, said)
 
 
 def _of_openai(

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from farebox.dialects.faults import Fault
-from farebox.dialects.plain import PlainUsage
+from farebox.dialects.plain import PlainUsage, plain_usage
 from farebox.dialects.profile import Profile
 from farebox.dialects.raw import nothing_kept, shortened
 from farebox.dialects.usage import Account, is_skeleton, merge, read_usage
@@ -167,12 +167,18 @@ class Notes:
     def complete(self) -> bool:
         return self.terminal or self.finished or self._own_frame or self.whole_body
 
-    def account(self) -> tuple[Account, msgspec.Raw | None]:
+    def account(self) -> tuple[Account, msgspec.Raw | PlainUsage | None]:
         """The usage on one scale and the object it came from."""
         raw = self._merged()
         if raw is None or (is_skeleton(raw) and self.content and self._by_choice and not self._own_frame):
             # Zeros attached to chunks that carry text are placeholders, not a report.
             account, raw = Account(Usage()), None
+        elif (
+            not self._siblings
+            and not self.units
+            and (plain := plain_usage(raw, operation=self.operation, profile=self.profile, model=self.model))
+        ):
+            return Account(plain[0]), plain[1]
         else:
             account = read_usage(raw, operation=self.operation, profile=self.profile, model=self.model)
         usage = account.usage
@@ -181,7 +187,7 @@ class Notes:
         if count(searches) is not None:
             usage.units["web_searches"] = count(searches) or 0
         usage.units = {name: value for name, value in usage.units.items() if value}
-        return account, _encoded(raw, self._siblings)
+        return account, encoded_usage(raw, self._siblings)
 
     def _merged(self) -> dict[str, Any] | None:
         if self._usage is None or self._own_frame or len(self._by_choice) < 2:
@@ -197,7 +203,8 @@ class Notes:
         return merged
 
 
-def _encoded(raw: Mapping[str, Any] | None, siblings: Mapping[str, Any]) -> msgspec.Raw | None:
+def encoded_usage(raw: Mapping[str, Any] | None, siblings: Mapping[str, Any]) -> msgspec.Raw | None:
+    """The usage object as it is stored, with what belongs to it: bounded, and without sentences."""
     if raw is None and not siblings:
         return None
     try:
