@@ -258,7 +258,11 @@ class _Passing:
         if unsettled and (meter.terminal or attempt.answer_bytes == self._length):
             self.last, self.held = True, out
             return True
-        self.write(out)
+        if out and not call.gone:
+            try:
+                self._reply.write(out)
+            except ClientGone:
+                call.client_left()
         if self.pace is not None and unsettled and self.pace.due(meter.output_bytes) and meter.generating:
             self.pace_due = True
             return True

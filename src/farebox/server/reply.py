@@ -18,7 +18,7 @@ from farebox.server.request import Request
 Headers = Iterable[tuple[bytes, bytes]]
 
 HIGH_WATER_BYTES = 64 * 1024
-"""Unsent bytes of one answer above which its provider is paused until the client has read some."""
+"""Unsent bytes of one answer above which its provider is paused until the client has read some: asyncio's own mark."""
 
 
 class ClientGone(Exception):
@@ -96,9 +96,8 @@ class Reply:
         if not data:
             return
         if self._chunked:
-            self._send(b"%x\r\n%b\r\n" % (len(data), data))
-            return
-        if self._left is not None:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        elif self._left is not None:
             # A body longer than announced would be read as the next answer on this connection.
             data = data[: self._left]
             self._left -= len(data)
@@ -106,8 +105,8 @@ class Reply:
 
     @property
     def congested(self) -> bool:
-        transport = self._transport
-        return transport is not None and transport.get_write_buffer_size() > HIGH_WATER_BYTES
+        """Whether asyncio holds more than `HIGH_WATER_BYTES` for the client, and until much of it is gone."""
+        return self._request.protocol._paused
 
     async def drain(self, stall_timeout_s: float) -> None:
         """Wait until the client has read. Raises `ClientGone` when it left, or read nothing for the whole time."""

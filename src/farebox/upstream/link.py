@@ -190,15 +190,15 @@ class Link(asyncio.BufferedProtocol):
             self._end_unasked()
             return
         self._seen = self._loop.time()
-        data = bytes(self._buffer[:nbytes])
-        if not self._head and not self._head_bytes and not self._bodiless and answer.begin_whole(data):
+        data = self._buffer[:nbytes]
+        if not (self._head or self._head_bytes or self._bodiless) and answer.begin_whole(bytes(data)):
             self._head = self._whole = True
             self._release(reusable=True)
             answer.finish()
             return
         self._parse(answer, parser, data)
 
-    def _parse(self, answer: Answer, parser: HttpResponseParser, data: bytes) -> None:
+    def _parse(self, answer: Answer, parser: HttpResponseParser, data: memoryview) -> None:
         fault = False
         had_head = self._head
         try:
