@@ -187,8 +187,8 @@ def _plain_facts(operation: Operation, body: _Plain) -> RequestFacts:
     end_user = identifier(end_user) if end_user else None
     limit: int | None = None
     for name in _OUTPUT_LIMITS.get(operation, ()):
-        if limit is None:
-            limit = _positive(getattr(body, name))
+        if limit is None and (said := getattr(body, name)) is not None:
+            limit = _positive(said)
     return RequestFacts(
         is_object=True,
         model=identifier(body.model) if body.model else None,
@@ -196,7 +196,7 @@ def _plain_facts(operation: Operation, body: _Plain) -> RequestFacts:
         has_stream_options=options is not msgspec.UNSET,
         include_usage=isinstance(options, _PlainOptions) and options.include_usage is True,
         output_tokens_max=limit,
-        n=_positive(body.n),
+        n=_positive(body.n) if body.n is not None else None,
         service_tier=identifier(body.service_tier) if body.service_tier else None,
         background=body.background is True,
         store=body.store,
@@ -267,8 +267,8 @@ def _whole(raw: msgspec.Raw) -> int | None:
     return _positive(value)
 
 
-def _positive(value: int | None) -> int | None:
-    return value if value is not None and 0 < value < 1 << 63 else None
+def _positive(value: int) -> int | None:
+    return value if 0 < value < 1 << 63 else None
 
 
 # -- identifiers ---------------------------------------------------------------------------------

@@ -132,8 +132,9 @@ class Proxy:
                 return Reply(request)  # the client left while its key was looked up
             call = Call(request, snapshot, request_id, received, now, head, caller, connection.task)
             connection.on_lost = call.client_left
+            if not self._calls:
+                self._idle.clear()
             self._calls.add(call)
-            self._idle.clear()
             try:
                 metered, ownership = head.target.metered, self._ownership
                 if not metered and (listed := await self._answer_models(call, now)) is not None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import structlog
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
-from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import ERROR, RequestHandler
 
 from farebox import paths
@@ -56,13 +56,14 @@ class Connection(RequestHandler):
                     self._parser.message_consumed()
                 if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
                     self._resume_reading_if_drained()
-                if not isinstance(message, RawRequestMessage):
-                    reply = self._malformed_reply(message)
-                else:
+                if isinstance(message, RawRequestMessage):
                     request = Request(message, payload, self)
                     reply = await self._answer(request)
+                else:
+                    request = Request(ERROR, payload, self)
+                    reply = self._malformed_reply(request, message)
                 self._keepalive = reply.keep_alive
-                if not payload.is_eof():
+                if not (request.taken or payload.is_eof()):
                     await self._linger(payload)
                     payload.set_exception(_OVER)
                 if not self._keepalive or self._close or self._force_close:
@@ -72,6 +73,7 @@ class Connection(RequestHandler):
                     self._keepalive_handle = self._loop.call_at(
                         self._next_keepalive_close_time, self._process_keepalive
                     )
+                del message, payload, request, reply  # an idle connection keeps nothing of its last request
         except asyncio.CancelledError:
             self.force_close()
             raise
@@ -86,8 +88,9 @@ class Connection(RequestHandler):
     async def _answer(self, request: Request) -> Reply:
         """The handler's answer, or what stands for it where the handler raises."""
         handler: Any = self._request_handler
+        current: Any = request
         self._request_in_progress = True
-        self._current_request = cast(Any, request)
+        self._current_request = current
         try:
             reply: Reply = await handler(request)
         except asyncio.CancelledError:
@@ -163,7 +166,7 @@ class Connection(RequestHandler):
         refusal = InternalError("farebox failed while handling this request; its log says where.")
         return refuse(request, refusal, close=True)
 
-    def _malformed_reply(self, error: Any) -> Reply:
+    def _malformed_reply(self, request: Request, error: Any) -> Reply:
         """What came does not parse. Nothing of it is quoted."""
         name = type(error.exc).__name__
         refusal: Refusal
@@ -172,7 +175,7 @@ class Connection(RequestHandler):
         else:
             structlog.get_logger().info("malformed request", error=name)
             refusal = BadRequest("This is not a well-formed HTTP request.")
-        return refuse(Request(ERROR, EMPTY_PAYLOAD, self), refusal, close=True)
+        return refuse(request, refusal, close=True)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         exc = kw.get("exc_info")

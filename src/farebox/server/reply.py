@@ -58,8 +58,7 @@ class Reply:
         for an HTTP/1.0 client, ends with the connection.
         """
         request = self._request
-        content = request.content
-        if not content.is_eof() or content.exception() is not None:
+        if not (request.taken or (request.content.is_eof() and request.content.exception() is None)):
             # Who is answered early may stop sending, and what comes next is not the rest of the body.
             self.keep_alive = False
         framing = b""

@@ -24,7 +24,8 @@ class Request:
     as much to make; of that one aiohttp's connection calls `_cancel` and `_finish` and sets `_task`."""
 
     __slots__ = (
-        "_task", "content", "headers", "keep_alive", "method", "protocol", "raw_headers", "raw_path", "version",
+        "_task", "content", "headers", "keep_alive", "method", "protocol", "raw_headers", "raw_path", "taken",
+        "version",
     )  # fmt: skip
 
     def __init__(self, message: RawRequestMessage, content: StreamReader, protocol: Connection) -> None:
@@ -40,6 +41,8 @@ class Request:
         # After a chunked body the parser would take its trailer fields for headers of the next request.
         self.keep_alive = not message.should_close and "Transfer-Encoding" not in message.headers
         """Whether another may follow on this connection."""
+        self.taken = False
+        """All of the body was there and was read."""
 
     @property
     def transport(self) -> asyncio.Transport | None:
@@ -74,6 +77,7 @@ def whole_body(request: Request, limit: int) -> bytes | None:
     if not content.is_eof() or content.exception() is not None:
         return None
     body: bytes = content.read_nowait()
+    request.taken = True
     if len(body) > limit:
         raise BodyTooLarge(f"The request body has {len(body)} bytes; at most {limit} are taken.")
     return body
