@@ -1,8 +1,9 @@
 """A replica that spends as fast as it can, to be killed at any moment: `python -m support.racer JSON`.
 
 Each caller asks a budget, then the provider (a line over TCP, which the provider answers with what it billed), then
-settles. Some leave while they wait, some give their hold back unsent, some take long. Without callers it only brings
-what its journal holds into the database. It says `ready`, and `drained` when nothing is left in its journal.
+settles. Some leave while they wait, some give their hold back unsent, some take long, some ask for more. Whoever finds
+room in a float holds out of that. Without callers it only brings what its journal holds into the database. It says
+`ready`, and `drained` when nothing is left in its journal.
 """
 
 from __future__ import annotations
@@ -12,19 +13,18 @@ import json
 import random
 import signal
 import sys
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from farebox.budgets import Settings
+from farebox.budgets import Applied, Settings
 from farebox.errors import Unavailable
 from farebox.records import Caller
+from farebox.store.budgets import Ask, Draw
 from support.budgets import Replica, replica
 from support.events import event
-
-BOUND_MAX = 60
-"""Cents."""
 
 
 def callers_of(keys: int) -> list[Caller]:
@@ -41,6 +41,8 @@ class Racer:
         self.random = random.Random(given["seed"])
         self.port: int = given["port"]
         self.callers = callers_of(given["keys"])
+        self.bound_max: int = given["bound_max"]
+        """Cents."""
 
     async def call_forever(self) -> None:
         """One caller, one call after another."""
@@ -50,28 +52,47 @@ class Racer:
 
     async def call(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         budgets, ledger, chance = self.running.budgets, self.running.ledger, self.random.random()
-        bound = self.random.randint(1, BOUND_MAX)
+        bound = self.random.randint(1, self.bound_max)
         caller = self.random.choice(self.callers)
         ask, applied = self.running.ask_of(str(Decimal(bound) / 100), caller)
-        try:
-            async with asyncio.timeout(0.004 if chance < 0.1 else None):
-                grant = await budgets.reserve(ask, wait_s=0.1 if chance > 0.8 else 0, applied=applied)
-        except (Unavailable, TimeoutError):
-            await asyncio.sleep(0.01)
-            return
-        if grant.state != "open":
-            await asyncio.sleep(0.05 * self.random.random())
+        drawn = budgets.draw(ask.wants, applied)
+        hold = None if drawn is None else drawn.hold
+        if hold is None and not await self.reserved(ask, applied, chance):
             return
         if chance < 0.2:
-            budgets.release(ask.id)
+            budgets.release(ask.id, hold)
             return
-        ledger.begin(ask.id, ask.facts)
-        writer.write(f"{ask.id} {caller.key_name} {caller.team} {bound}\n".encode())
+        if hold is None:
+            ledger.begin(ask.id, ask.facts)
+        else:
+            self.running.begin_drawn(ask, hold)
+        how = "reserved" if hold is None else "drawn"
+        writer.write(f"{ask.id} {caller.key_name} {caller.team} {bound} {how}\n".encode())
         cents = int(await reader.readline())
+        if chance > 0.9:
+            draw = None if hold is None else Draw(ask.id, hold, ask.facts)
+            await budgets.extend(ask.id, Decimal(2 * bound) / 100, 0, draw)
         await asyncio.sleep(self.random.random() * (0.8 if chance > 0.97 else 0.02))
         ids = [str(one.budget.id) for one in applied]
         cost = Decimal(cents) / 100
-        ledger.record(event(id=ask.id, cost_usd=cost, usage_source="provider", budget_ids=ids, key_id=caller.key_id))
+        ended = event(id=ask.id, cost_usd=cost, usage_source="provider", budget_ids=ids, key_id=caller.key_id)
+        ended.from_float = hold
+        ledger.record(ended)
+        if hold is not None:
+            budgets.recorded(hold)
+
+    async def reserved(self, ask: Ask, applied: Sequence[Applied], chance: float) -> bool:
+        """Whether the call may go out; after a pause if not."""
+        try:
+            async with asyncio.timeout(0.004 if chance < 0.1 else None):
+                wait_s = 0.1 if chance > 0.8 else 0
+                grant = await self.running.budgets.reserve(ask, wait_s=wait_s, applied=applied)
+        except (Unavailable, TimeoutError):
+            await asyncio.sleep(0.01)
+            return False
+        if grant.state != "open":
+            await asyncio.sleep(0.05 * self.random.random())
+        return grant.state == "open"
 
 
 async def main(given: dict[str, Any]) -> None:
