@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -41,8 +40,7 @@ _PEEK_S = 5.0
 """How much of an error that may not be passed on is read, and for how long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(NamedTuple):
     """What came of one attempt: an answer, or a failure that is settled already."""
 
     attempt: Attempt
