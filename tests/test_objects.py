@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from farebox import paths
 from farebox.errors import BadRequest, Unavailable
+from farebox.jsontext import holds
 from farebox.objects.answers import ANSWER_BYTES_MAX, Sniffer, made
 from farebox.objects.places import Place, may_refer, place_of
-from farebox.objects.references import REFERENCES_MAX, Reference, holds, references
+from farebox.objects.references import REFERENCES_MAX, Reference, references
 from farebox.objects.registry import LOOKUPS_MAX, Objects
 from farebox.records import Operation
 from farebox.store import ObjectStore, Store
@@ -105,6 +106,7 @@ def test_a_word_is_found_by_its_rare_byte_wherever_it_stands(parts: list[bytes])
     body = b"".join(parts)
     assert holds(body, b"file_id", b"_") == (b"file_id" in body)
     assert holds(body, b"\\u00", b"\\") == (b"\\u00" in body)
+    assert holds(body, b"_id_", b"_") == (b"_id_" in body)
 
 
 def test_items_are_references_where_they_stand_for_one() -> None:

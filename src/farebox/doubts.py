@@ -13,7 +13,7 @@ from collections.abc import Iterable, Set
 import msgspec
 
 from farebox.errors import BadRequest
-from farebox.jsontext import decode_members, top_members
+from farebox.jsontext import decode_members, holds, top_members
 from farebox.request import MEMBER_BYTES_MAX
 
 WATCHED_MEMBERS = frozenset(
@@ -71,7 +71,9 @@ def check_repeated(body: bytes, names: Set[str] | None = None, *, inputs: bool =
 
 
 def _escaped(body: bytes) -> bool:
-    return _ESCAPED_LETTER.search(body) is not None or any(letter in body for letter in _FOLDING)
+    if holds(body, b"\\u", b"\\") and _ESCAPED_LETTER.search(body) is not None:
+        return True
+    return not body.isascii() and any(letter in body for letter in _FOLDING)
 
 
 def _oddly_spelt(body: bytes) -> bool:
@@ -85,7 +87,7 @@ _CHOICES = ("models", "fallbacks", "preset")
 
 def other_models(body: bytes) -> list[str | None]:
     """Models that `body` names beside its own, for a router to choose from; None for each that can't be read."""
-    if not any(b'"%b"' % name.encode() in body for name in _CHOICES) and not _escaped(body):
+    if not any(holds(body, b'"%b"' % name.encode(), b'"') for name in _CHOICES) and not _escaped(body):
         return []
     members = decode_members(body, _MEMBERS) or {}
     found: list[str | None] = []

@@ -19,6 +19,9 @@ SCAN_STEPS_MAX = 250_000
 """Members and brackets `top_members` steps over before it gives up: some 0.3 s of work. Bodies of agents
 with hundreds of tools and messages have a tenth of it."""
 
+_RARE_BYTES = 1024
+"""A byte is rare that stands at most once in so many."""
+
 T = TypeVar("T")
 
 _STR = msgspec.json.Decoder(str)
@@ -62,6 +65,22 @@ def decode_members(body: bytes, decoder: msgspec.json.Decoder[T]) -> T | None:
         return decoder.decode(mended)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def holds(body: bytes, word: bytes, rare: bytes) -> bool:
+    """`word in body`, by way of the byte of `word` that is likely to be rare in a prompt.
+
+    A byte is found fifty times as fast as a word: a megabyte of prose takes 15 µs, not 620. Where the byte turns out
+    to be common, the rest is searched for the word.
+    """
+    before, at = word.index(rare), -1
+    for _ in range(len(body) // _RARE_BYTES + 1):
+        at = body.find(rare, at + 1)
+        if at < 0:
+            return False
+        if body.startswith(word, max(0, at - before)):
+            return True
+    return body.find(word, at) >= 0
 
 
 _QUOTED = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'

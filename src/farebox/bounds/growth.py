@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 from unicodedata import normalize
 
+from farebox.jsontext import holds
+
 _GROWING = re.compile(
     "[\xa8\xaf\xb4\xb8\xbc-\xbe\u0132-\u01f3\u02d8-\u02dd\u0344\u037a\u0384\u0385\u0587\u0675-\u0678\u0958-\u095f"
     "\u09dc-\u09df\u0a33-\u0a5e\u0b5c\u0b5d\u0e33\u0eb3\u0edc\u0edd\u0f43-\u0fb9\u1fbd-\u1ffe\u2017\u2026-\u2057"
@@ -34,7 +36,7 @@ def growth_of(body: bytes) -> int:
     Nothing to look for in a body of plain ASCII without escapes. What is no UTF-8 counts as it stands.
     """
     gained = 0
-    if b"\\u" in body:
+    if holds(body, b"\\u", b"\\"):
         for digits in _ESCAPED.findall(body):
             gained += max(0, _length(chr(int(digits, 16))) - _ESCAPE_BYTES)
     if not body.isascii():
