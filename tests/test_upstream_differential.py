@@ -114,7 +114,7 @@ SETTINGS = settings(
 def test_a_caller_gets_what_aiohttp_gave(loop: asyncio.AbstractEventLoop) -> None:
     """Status, fields, body, its end or break, and whether the connection is used again; but for what is `ACCEPTED`."""
 
-    @settings(SETTINGS, max_examples=300)
+    @settings(SETTINGS, max_examples=150)
     @given(utterances())
     def check(said: Said) -> None:
         compare(loop, said)
