@@ -309,6 +309,7 @@ class Budgets:
         while ids := await self._owners.held_by(lives.left):
             await self._quick.release(ids)
             self._log.info("holds of a crashed process for calls it never sent are given back", calls=len(ids))
+        await self._owners.fence(lives.left)
         while floats := await self._owners.floats_held_by(lives.left):
             await self._quick.float_end(floats)
         lives.settled()

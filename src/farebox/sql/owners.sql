@@ -13,6 +13,11 @@ RETURNING id
 SELECT id FROM farebox.reservation
 WHERE owner IN (SELECT id FROM farebox.owner WHERE label = ANY ($1)) AND state = 'open' ORDER BY id LIMIT $2
 
+-- name: fence_owners
+-- The processes of these owners are gone: what they still had under way makes nothing any more. Waits for a float that
+-- is just being made.
+UPDATE farebox.owner SET dead = true WHERE label = ANY ($1) AND NOT dead
+
 -- name: floats_held_by
 -- The same for their floats.
 SELECT id FROM farebox.budget_float

@@ -22,6 +22,10 @@ class Owners:
         """Ids of all floats of an owner."""
         return [row["id"] for row in await self._store.fetch("floats_of", owner)]
 
+    async def fence(self, labels: Sequence[str]) -> None:
+        """Declare the owners with these labels dead, whose processes are gone."""
+        await self._store.fetch("fence_owners", list(labels))
+
     async def floats_held_by(self, labels: Sequence[str], rows_max: int = 1000) -> list[UUID]:
         """Ids of the floats of the owners with these labels, `rows_max` at most."""
         return [row["id"] for row in await self._store.fetch("floats_held_by", list(labels), rows_max)]

@@ -63,7 +63,9 @@ DECLARE
     spot   integer;
     answer farebox.float_row;
 BEGIN
-    IF NOT EXISTS (SELECT FROM farebox.owner WHERE owner.id = p_owner AND NOT dead) THEN
+    -- Under lock: whoever declares an owner dead, to end its floats, waits for one that is just being made.
+    PERFORM FROM farebox.owner WHERE owner.id = p_owner AND NOT dead FOR SHARE;
+    IF NOT FOUND THEN
         RAISE EXCEPTION 'owner % is not alive', p_owner USING ERRCODE = 'FB001';
     END IF;
     FOR i IN 1 .. n LOOP
