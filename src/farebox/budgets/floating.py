@@ -94,7 +94,7 @@ class Floats:
     def draw(self, wants: Sequence[Want]) -> Drawn | None:
         """A call's hold out of a float; None: there is none for it, or not enough in it."""
         now = self._monotonic()
-        key = tuple([(want.budget, want.subject) for want in wants])
+        key = tuple([(want.budget.int, want.subject) for want in wants])
         demand = self._demands.get(key)
         if demand is None:
             demand = self._demands[key] = self._first(now)

@@ -19,8 +19,8 @@ from uuid import UUID
 from farebox.records import FloatHold, Want
 from farebox.store.budgets import Take
 
-Key = tuple[tuple[UUID, str], ...]
-"""Counters as a call's wants name them, in their order."""
+Key = tuple[tuple[int, str], ...]
+"""Counters as a call's wants name them, in their order: budgets by their ids' numbers, which are hashed in no time."""
 
 CALLS_MIN = 8
 CALLS_MAX = 256
