@@ -72,6 +72,7 @@ class Sample:
 
     target: str
     scenario: str
+    turn: int
     cpu_us: float
     postgres_us: float
     rate: float
@@ -119,7 +120,7 @@ def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
     return dict(json.loads(said))
 
 
-def measure(target: Target, scenario: Scenario, helpers: list[int], **more: Any) -> Sample:
+def measure(target: Target, scenario: Scenario, helpers: list[int], turn: int = 0) -> Sample:
     """Ask, and say what it cost. `helpers`: pids whose work belongs to the measurement (mock, ...)."""
 
     def used() -> tuple[float, float, float, float]:
@@ -128,7 +129,7 @@ def measure(target: Target, scenario: Scenario, helpers: list[int], **more: Any)
         return own, postgres, machine.machine_busy_s() - sum(map(machine.cpu_s, helpers)), time.monotonic()
 
     before = used()
-    came = load(target, scenario, **more)
+    came = load(target, scenario)
     if target.postgres:
         time.sleep(_DRAIN_S)
     own, postgres, machine_s, wall_s = (after - was for after, was in zip(used(), before, strict=True))
@@ -136,6 +137,7 @@ def measure(target: Target, scenario: Scenario, helpers: list[int], **more: Any)
     return Sample(
         target=target.name,
         scenario=scenario.name,
+        turn=turn,
         cpu_us=own / units * 1e6,
         postgres_us=postgres / came["calls"] * 1e6,
         rate=units / came["seconds"],

@@ -52,18 +52,23 @@ class Samples:
         values = [pick(sample) for sample in self.of(target, scenario)]
         return statistics.median(values) if values else None
 
+    def _together(self, scenario: str, *targets: str) -> list[list[Sample]]:
+        """The samples of these targets, one of each, of every round that has them all."""
+        by_turn = [{sample.turn: sample for sample in self.of(target, scenario)} for target in targets]
+        return [[of[turn] for of in by_turn] for turn in by_turn[0] if all(turn in of for of in by_turn)]
+
     def ratio(
         self, what: str, over: str, under: str, scenario: str, bar: float, pick: Callable[[Sample], float]
     ) -> Line:
         """The median of `over` ÷ `under`, round by round."""
-        pairs = zip(self.of(over, scenario), self.of(under, scenario), strict=False)
+        pairs = self._together(scenario, over, under)
         return _ratio(what, bar, [pick(a) / pick(b) for a, b in pairs])
 
     def added(
         self, what: str, over: str, under: str, scenario: str, bar: float, pick: Callable[[Sample], float]
     ) -> Line:
         """The same of what each adds to the provider asked directly."""
-        triples = zip(self.of(over, scenario), self.of(under, scenario), self.of("direct", scenario), strict=False)
+        triples = self._together(scenario, over, under, "direct")
         return _ratio(what, bar, [(pick(a) - pick(d)) / max(1.0, pick(b) - pick(d)) for a, b, d in triples])
 
 
