@@ -85,6 +85,46 @@ async def test_postgres_away_stops_budgeted_keys_alone(postgres: PostgresServer,
         assert window["spent_usd"] == sum(row.cost_usd or 0 for row in rows)
 
 
+async def test_a_busy_key_is_served_without_asking(database: str, tmp_path: Path) -> None:
+    """Its calls draw from a float, say what is left, and each is one row."""
+    async with (
+        FakeProvider(plain(answered(10))) as provider,
+        running(settings(database, tmp_path, provider)) as farebox,
+    ):
+        key = await budgeted(farebox, "busy", {"limit_usd": usd("1")})
+        budgets, made = farebox.app.budgets, 0
+        async with asyncio.timeout(WAIT_S):
+            while not len(budgets.floats):
+                assert (await key.call(CHAT, chat(10))).status == 200
+                made += 1
+        asked = reserves(budgets)
+        left = []
+        for _ in range(6):
+            answer = await key.call(CHAT, chat(10))
+            assert answer.status == 200
+            left.append(Decimal(answer.header("x-farebox-budget-remaining-usd") or "nothing"))
+        assert len(asked) < 6 and 0 < min(left) < 1
+        rows = await key.rows(made + 6)
+        assert len(rows) == made + 6
+        await until(lambda: not len(budgets.floats))
+        window = await Books(database).window(key)
+        assert (window["reserved_usd"], window["open"], window["requests"]) == (0, 0, made + 6)
+        assert window["spent_usd"] == sum(row.cost_usd or 0 for row in rows)
+
+
+def reserves(budgets: Any) -> list[object]:
+    """What reserves one by one from now on."""
+    asked: list[object] = []
+    reserve = budgets.reserve
+
+    async def noted(ask: Any, **more: Any) -> Any:
+        asked.append(ask)
+        return await reserve(ask, **more)
+
+    budgets.reserve = noted
+    return asked
+
+
 async def test_a_stop_leaves_no_owner(store: Store, database: str, tmp_path: Path) -> None:
     """While it runs a farebox is an owner that others see beating; after an orderly stop there is none."""
     async with store.connection() as connection:

@@ -17,7 +17,7 @@ from farebox.accounting import Attempt, begun, provisional
 from farebox.dialects.raw import LEFT_OUT
 from farebox.paths import parse
 from farebox.payload import BYTES_MAX, bare, cut, encode
-from farebox.records import Caller, ToolCall, UsageEvent
+from farebox.records import Caller, FloatHold, ToolCall, UsageEvent
 from support.events import STARTED, event
 
 HARSH = st.text(st.characters(codec=None), max_size=300) | st.sampled_from(["\0", "\ud800", "x" * 9000, "😀" * 3000])
@@ -192,3 +192,22 @@ def test_what_is_journalled_first_is_the_row_of_a_crash(attempt: Attempt) -> Non
     if len(begin) < BYTES_MAX // 2:  # near the bound the longer one has to give up more
         assert row == whole
     assert (row.id, row.outcome) == (attempt.id, "farebox_cut")
+
+
+def test_what_a_float_holds_is_never_given_up() -> None:
+    """However large, cut or refused an event is: without that member its hold would stay with the float."""
+    hold = FloatHold(UUID(int=7), (1, 2), (Decimal("0.01"), Decimal(2)), (10, 20), (1, 0))
+    large = event(
+        budget_ids=["b" * 36],
+        from_float=hold,
+        tags={str(number): "x" * 200 for number in range(50)},
+        session="\0" * 3000,
+    )
+    shrunk = encode(large)
+    assert len(shrunk) <= BYTES_MAX
+    for data in (shrunk, cut(shrunk, 0.0), bare(shrunk, STARTED)):
+        assert msgspec.convert(msgspec.json.decode(data)["from_float"], FloatHold, strict=False) == hold
+    broken = shrunk.replace(b'"requests":[1,0]', b'"requests":"x"')
+    assert broken != shrunk
+    odd = bare(broken, STARTED)
+    assert msgspec.json.decode(odd)["from_float"] is None
