@@ -24,6 +24,11 @@ Handler = Callable[[Request], Awaitable[Reply]]
 _OVER = web.PayloadAccessError()
 
 
+RECEIVE_BYTES = 120 * 1024
+"""Asked of the kernel at once. asyncio asks for 256 KiB, which the allocator takes from the system and gives back for
+every request: 13.5 us a read against 1.3."""
+
+
 class Connection(RequestHandler):
     """aiohttp's connection, which also says when the client leaves, and keeps quiet about malformed input."""
 
@@ -145,6 +150,8 @@ class Connection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        if hasattr(transport, "max_size"):  # asyncio's own; another loop reads in its own way
+            transport.max_size = RECEIVE_BYTES
         manager = cast(Server, self._manager)
         if len(manager._connections) > manager.connections_max:
             self.force_close()
