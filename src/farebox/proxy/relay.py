@@ -76,7 +76,7 @@ class Relay:
                 meter.eof()
                 await self._settler.settle(call, meter.finish(), "whole")
             self._start(call, reply, head, length)
-            if not (peeked or injected or meter.cuttable) and (body := answer.take_whole()) is not None and head.framed:
+            if head.framed and not (peeked or injected or meter.cuttable) and (body := answer.take_whole()) is not None:
                 await self._pass_whole(call, attempt, meter, reply, body)
                 return self._over(call, reply, whole=True)
             ending, error = await self._pump(call, attempt, answer, meter, reply, peeked, length)
