@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farebox.pricing import Match, Period, Price, PriceBook, Pricer, Rates, Step, Variant
+from farebox.pricing.most import Most
+from farebox.pricing.tables import Tariff, tariff
 from support.pricing import NOON, book, configured, provider, publishers, used
 
 fixed = settings(derandomize=True, database=None, deadline=None, max_examples=40)
@@ -86,6 +88,52 @@ def test_no_usage_costs_more_than_its_bound(
         costing = pricer.cost(used("m", **usage, service_tier=draw.choice(choices), usage_raw=geo))  # type: ignore[arg-type]
         unsaid_both = costing is not None and costing.usd > most
         assert not unsaid_both
+
+
+def by_tables(tariffs: list[Tariff], input_tokens: int, output_tokens: int) -> Decimal | None:
+    """The same by the rates themselves, table by table: what `Most` works out once."""
+    amounts: list[Decimal] = []
+    for one in tariffs:
+        for table in (one.base, *(table for start, table in one.steps if start < input_tokens)):
+            rates = table.rates
+            if not rates or (input_tokens and "input" not in rates) or (output_tokens and "output" not in rates):
+                return None
+            read = [rates[name] for name in rates if name.startswith(("input", "cache")) and "audio" not in name]
+            written = [rates[name] for name in ("output", "reasoning", "output_image") if name in rates]
+            usd = max(read, default=Decimal(0)) * input_tokens + max(written, default=Decimal(0)) * output_tokens
+            amounts.append(usd / 1_000_000 + rates.get("requests", Decimal(0)) / 1_000)
+    return max(amounts, default=None)
+
+
+@fixed
+@given(st.lists(RATES, max_size=3), TOKENS, TOKENS)
+def test_rates_taken_once_say_what_the_tables_say(rates: list[Rates], input_tokens: int, output_tokens: int) -> None:
+    """The dearest way, worked out ahead, is the dearest of all tables that count for so much input."""
+    made = [Price(book="b", model="m", match=Match(equals=("m",)), periods=(Period(rates=one),)) for one in rates]
+    tariffs = [tariff(price, 0, ()) for price in made]
+    assert Most(tariffs).usd(input_tokens, output_tokens) == by_tables(tariffs, input_tokens, output_tokens)
+
+
+def test_a_remembered_bound_changes_with_the_minute() -> None:
+    """A pricer that was asked before says at each minute what one that was not says, whatever the zone of the time."""
+    hours = (Period(rates=Rates({"input": Decimal(2), "output": Decimal(2)}), hours=("08:00", "12:30")),)
+    ordinary = (Period(rates=Rates({"input": Decimal(1), "output": Decimal(1)})),)
+    price = Price(book="b", model="m", match=Match(equals=("m",)), periods=(*ordinary, *hours))
+
+    def asked(pricer: Pricer, at: datetime) -> Decimal | None:
+        return pricer.bound("openai", "m", None, 10**6, 0, at, dearest=True)
+
+    def fresh() -> Pricer:
+        return Pricer(PriceBook((price,)), {"openai": provider("openai", price_book="b")})
+
+    kept, seen = fresh(), set()
+    start = datetime(2026, 11, 16, 7, 58, 30, tzinfo=UTC)
+    for minutes in (0, 1, 2, 3, 200, 271, 272, 273, 0):
+        at = start + timedelta(minutes=minutes)
+        for told in (at, at.replace(tzinfo=None), at.astimezone(timezone(timedelta(hours=5)))):
+            assert asked(kept, told) == asked(fresh(), told)
+            seen.add(asked(kept, told))
+    assert len(seen) == 2
 
 
 def shipped_models() -> list[tuple[str, str]]:

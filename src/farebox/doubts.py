@@ -63,6 +63,15 @@ def duplicate_members(body: bytes, *, inputs: bool = False) -> frozenset[str]:
     return frozenset(name for name in (*WATCHED_MEMBERS, *(("input",) if inputs else ())) if counts[name] > 1)
 
 
+def plainly_once(body: bytes) -> bool:
+    """Whether no watched member can stand twice in `body`, whose members are all known and spelt with small letters.
+
+    True only where `duplicate_members` finds none; a third of its cost.
+    """
+    names = _WATCHED_NAME.findall(body)
+    return len(names) == len(set(names)) and not _escaped(body)
+
+
 def check_repeated(body: bytes, names: Set[str] | None = None, *, inputs: bool = False) -> None:
     """Raise `BadRequest` where one of `names` (None: all that `duplicate_members` finds) stands more than once."""
     found = duplicate_members(body, inputs=inputs)

@@ -8,6 +8,18 @@ what is written. What it costs is `pricing`'s business, how much of it is held `
 from farebox.bounds.bound import Bound, bound_of, refine
 from farebox.bounds.clamp import OUTPUT_TOKENS_MIN, clamp
 from farebox.bounds.longest import longest_output
+from farebox.bounds.ordinary import Ordinary
+from farebox.bounds.ordinary import read as read_ordinary
 from farebox.bounds.outputs import TOKENS_MAX
 
-__all__ = ["OUTPUT_TOKENS_MIN", "TOKENS_MAX", "Bound", "bound_of", "clamp", "longest_output", "refine"]
+__all__ = [
+    "OUTPUT_TOKENS_MIN",
+    "TOKENS_MAX",
+    "Bound",
+    "Ordinary",
+    "bound_of",
+    "clamp",
+    "longest_output",
+    "read_ordinary",
+    "refine",
+]

@@ -18,12 +18,14 @@ Only to be asked for calls that a budget counts: it skims the body twice.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import msgspec
 
 from farebox.bounds import contents, outputs
 from farebox.bounds.contents import Contents, holds, opens, size
 from farebox.bounds.growth import growth_of
+from farebox.bounds.ordinary import Ordinary
 from farebox.bounds.outputs import OBJECT, TOKENS_MAX, Members
 from farebox.jsontext import decode_members
 from farebox.records import Operation
@@ -41,6 +43,8 @@ Anthropic and Google."""
 RENDERED_TIMES = 3
 UNBOUND_GUESS = 4096
 """The largest `input_guess` for a request that is not only text."""
+MODELS_MAX = 1_024
+"""Names of models whose kind is remembered; past it the one not asked for longest is looked at again."""
 PROMPT_TOKENS = 32
 """What is put around each text to embed or complete: start and end marks, an instruction by `input_type`."""
 
@@ -123,9 +127,11 @@ def bound_of(
     max_output: int | None,
     assumed_max_output: int,
     reasons_beside: bool = False,
+    ordinary: Ordinary | None = None,
 ) -> Bound:
     """The bound of a request by its bytes. Never raises.
 
+    `ordinary`: what `ordinary.read` says of `body`; with it the same bound costs a third.
     `body` is decoded (no content-encoding), `facts` are its. `max_output`: the most the model can write, where a
     price list says; `assumed_max_output` where it does not. `reasons_beside`: the provider does not count reasoning
     against the request's limit, which therefore comes on top of all that the model can write.
@@ -133,6 +139,10 @@ def bound_of(
     if operation == "moderations":
         return Bound(input_tokens=0, output_tokens=0, input_expected=0, input_guess=0)
     unlimited = max_output if max_output is not None and max_output > 0 else assumed_max_output
+    if ordinary is not None:
+        bound = _ordinary(operation, body, ordinary, facts.model, unlimited, reasons_beside=reasons_beside)
+        if bound is not None:
+            return bound
     members = decode_members(body, OBJECT)
     if operation == "other" or members is None:
         why = "a path farebox does not meter" if operation == "other" else "a body farebox cannot read"
@@ -179,9 +189,23 @@ def refine(operation: Operation, body: bytes, bound: Bound, model: str | None, t
     return msgspec.structs.replace(bound, input_expected=expected, input_guess=min(expected, count))
 
 
+def _ordinary(
+    operation: Operation, body: bytes, request: Ordinary, model: str | None, unlimited: int, *, reasons_beside: bool
+) -> Bound | None:
+    """The bound of an ordinary request; None where a number in it is odd."""
+    limit, choices = request.limit(operation, unlimited), request.choices(operation)
+    if limit is None or choices is None:
+        return None
+    if reasons_beside:
+        limit += unlimited
+    reason, template = _kind(model)
+    read = len(body) + growth_of(body) + (RENDERED_TIMES - 1) * request.rendered() + template
+    return _bound(body, read, limit * choices, reason, choices, ())
+
+
 def _look(operation: Operation, members: Members, model: str | None, seen: Contents) -> int:
     """Find what has no bound; the number of prompts."""
-    seen.reason = _member_reason(operation, members) or _model_reason(model)
+    seen.reason = _member_reason(operation, members) or _kind(model)[0]
     if operation in ("chat", "messages", "embeddings"):
         seen.turns(members.get("messages", _NONE))
     if operation in ("responses", "messages", "chat"):
@@ -245,6 +269,13 @@ def _compacts(management: msgspec.Raw) -> bool:
     return kinds is None or not all(kind.startswith(_CLEARS) for kind in kinds)
 
 
+@lru_cache(MODELS_MAX)
+def _kind(model: str | None) -> tuple[str | None, int]:
+    """Why a model has no bound, and the tokens its template may add."""
+    lean = is_own(model) or _LEAN.search((model or "").lower())
+    return _model_reason(model), LEAN_TEMPLATE_TOKENS if lean else TEMPLATE_TOKENS
+
+
 def _model_reason(model: str | None) -> str | None:
     name = (model or "").lower()
     if _ROUTER.search(name):
@@ -261,10 +292,8 @@ def _input(operation: Operation, body: bytes, members: Members, seen: Contents, 
     if operation in ("completions", "embeddings"):
         return total + prompts * PROMPT_TOKENS
     rendered = seen.rendered + sum(size(members[name]) for name in _RENDERED if name in members)
-    own = is_own(model)
     tools = "tools" in members or "functions" in members
-    constants = LEAN_TEMPLATE_TOKENS if own or _LEAN.search((model or "").lower()) else TEMPLATE_TOKENS
-    constants += TOOLS_TOKENS if tools and not own else 0
+    constants = _kind(model)[1] + (TOOLS_TOKENS if tools and not is_own(model) else 0)
     return total + (RENDERED_TIMES - 1) * rendered + constants
 
 

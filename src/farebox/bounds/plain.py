@@ -46,7 +46,7 @@ class _Part(msgspec.Struct, forbid_unknown_fields=True):
     logprobs: msgspec.Raw = _RAW
 
 
-class _Turn(msgspec.Struct, forbid_unknown_fields=True):
+class Turn(msgspec.Struct, forbid_unknown_fields=True):
     """A message of a chat."""
 
     role: str
@@ -87,7 +87,7 @@ class _Item(msgspec.Struct, forbid_unknown_fields=True):
     phase: _Text = None
 
 
-_TURNS = msgspec.json.Decoder(list[_Turn])
+_TURNS = msgspec.json.Decoder(list[Turn])
 _ITEMS = msgspec.json.Decoder(list[_Item])
 
 
@@ -97,15 +97,17 @@ def rendered_of(raw: msgspec.Raw, *, items: bool) -> int | None:
     `items`: of a Responses input. Never raises.
     """
     try:
-        return _of_items(_ITEMS.decode(raw)) if items else _of_turns(_TURNS.decode(raw))
+        return _of_items(_ITEMS.decode(raw)) if items else of_turns(_TURNS.decode(raw))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
-def _of_turns(turns: list[_Turn]) -> int:
+def of_turns(turns: list[Turn]) -> int:
+    """Bytes of calls of tools in turns that are plainly text."""
     rendered = 0
     for turn in turns:
-        rendered += len(bytes(turn.tool_calls)) + len(bytes(turn.function_call))
+        if turn.tool_calls is not _RAW or turn.function_call is not _RAW:
+            rendered += len(bytes(turn.tool_calls)) + len(bytes(turn.function_call))
         if type(turn.content) is list:
             rendered += _of_parts(turn.content)
     return rendered

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
+from typing import NamedTuple
 
 from farebox.pricing import tables
 from farebox.pricing.amounts import tidy
@@ -61,33 +62,52 @@ def ways(
     return {asked, *(way for way in found if way is not None)}
 
 
-def most_usd(tariffs: Iterable[Tariff], input_tokens: int, output_tokens: int) -> Decimal | None:
-    """The most that so many tokens or fewer cost by any of `tariffs`; None where there is none or a rate is missing."""
-    most: Decimal | None = None
-    for tariff in tariffs:
-        amount = _tariff_usd(tariff, input_tokens, output_tokens)
-        if amount is None:
-            return None
-        most = amount if most is None else max(most, amount)
-    return most
+class _Line(NamedTuple):
+    """One table, as far as text is concerned: whole numbers per token, to be shifted by `places`."""
+
+    start: int
+    """Counts for inputs above it; -1: for any."""
+    known: bool
+    """False: nothing has a rate there, not even a call without a token."""
+    read: int | None
+    """None: it has no rate for that."""
+    written: int | None
+    places: int
+    request: Decimal | None
+    """US dollars for the request itself."""
 
 
-def _tariff_usd(tariff: Tariff, input_tokens: int, output_tokens: int) -> Decimal | None:
-    most: Decimal | None = None
-    for table in (tariff.base, *(table for start, table in tariff.steps if start < input_tokens)):
-        amount = _table_usd(table, input_tokens, output_tokens)
-        if amount is None:
-            return None
-        most = amount if most is None else max(most, amount)
-    return most
+class Most:
+    """The dearest of some tariffs, worked out for any number of tokens: what is the same for each call, taken once."""
+
+    __slots__ = ("_lines",)
+
+    def __init__(self, tariffs: Iterable[Tariff]) -> None:
+        self._lines = tuple([_line(start, table) for one in tariffs for start, table in ((-1, one.base), *one.steps)])
+
+    def usd(self, input_tokens: int, output_tokens: int) -> Decimal | None:
+        """The most that so many tokens or fewer cost; None where there is no tariff or a rate is missing."""
+        most: Decimal | None = None
+        for start, known, read, written, places, request in self._lines:
+            if start >= input_tokens:
+                continue
+            if not known or (read is None and input_tokens) or (written is None and output_tokens):
+                return None
+            tokens = (read or 0) * input_tokens + (written or 0) * output_tokens
+            usd = EXACT.scaleb(Decimal(tokens), -places)
+            usd = tidy(usd if request is None else EXACT.add(usd, request))
+            if most is None or usd > most:
+                most = usd
+        return most
 
 
-def _table_usd(table: Table, input_tokens: int, output_tokens: int) -> Decimal | None:
-    whole = table.whole
-    if not whole or (input_tokens and "input" not in whole) or (output_tokens and "output" not in whole):
-        return None
-    read = max((whole[name] for name in _READ if name in whole), default=0)
-    written = max((whole[name] for name in _WRITTEN if name in whole), default=0)
-    usd = EXACT.scaleb(Decimal(read * input_tokens + written * output_tokens), -table.places - MILLION)
-    request = table.rates.get("requests")
-    return tidy(usd if request is None else EXACT.add(usd, EXACT.scaleb(request, -PER["requests"])))
+def _line(start: int, table: Table) -> _Line:
+    whole, request = table.whole, table.rates.get("requests")
+    return _Line(
+        start,
+        bool(whole),
+        max(whole[name] for name in _READ if name in whole) if "input" in whole else None,
+        max(whole[name] for name in _WRITTEN if name in whole) if "output" in whole else None,
+        table.places + MILLION,
+        None if request is None else EXACT.scaleb(request, -PER["requests"]),
+    )

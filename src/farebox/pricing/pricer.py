@@ -23,6 +23,7 @@ from farebox.pricing.configured import Overrides
 from farebox.pricing.entry import Price
 from farebox.pricing.images import image_tokens
 from farebox.pricing.modifiers import PLAIN, Need, Served, served, tier_needs
+from farebox.pricing.most import Most
 from farebox.pricing.publishers import NAMED_BY_OPERATOR, NONE, book_of, lookups
 from farebox.pricing.tables import EXACT, Table, Tariff
 from farebox.records import UsageEvent
@@ -59,6 +60,9 @@ _Found = tuple[Price, Tariff]
 """An entry and its rates."""
 _Standing = tuple[datetime, datetime, _Found | None]
 """From when to before when something was found, or that nothing was."""
+_Asked = tuple[str, str, str | None, tuple[tuple[str, str], ...], bool]
+"""How a call is to be served: provider, model, tier, speed and the like, and whether the dearest way counts."""
+_MostStanding = tuple[datetime, datetime, Most]
 _MINUTE = timedelta(minutes=1)
 
 
@@ -82,7 +86,7 @@ class Pricer:
         self._overrides = {name: Overrides(one) for name, one in providers.items() if one.prices}
         self._known: dict[tuple[str, str | None, str | None], tuple[_Candidate, ...]] = {}
         self._tariffs: dict[tuple[str, int, tuple[int, ...]], Tariff] = {}
-        self._ways: dict[tuple[object, ...], tuple[Tariff, ...]] = {}
+        self._mosts: dict[_Asked, _MostStanding] = {}
         self._standings: dict[tuple[str, str | None, str | None, str | None], _Standing] = {}
 
     def price(self, event: UsageEvent) -> None:
@@ -157,22 +161,28 @@ class Pricer:
         service tier asked for, `served` its `speed` and `inference_geo` by name. `dearest`: also as the provider may
         serve it instead. `at` must be the `started_at` that the row will have: prices differ by the hour.
         """
-        at = _utc(at)
-        found = self._entry(provider, model, None, at)
-        if found is None:
-            return None
-        price, borrowed = found
         # What holds may change with the minute, no faster.
-        key = (price.id, borrowed, tier, served, dearest, int(at.timestamp()) // 60)
-        tariffs = self._ways.get(key)
-        if tariffs is None:
+        key = (provider, model, tier, served, dearest)
+        known = self._mosts.get(key)
+        if known is None or at.tzinfo is not UTC or not known[0] <= at < known[1]:
+            known = self._most(key, _utc(at))
+        return known[2].usd(input_tokens, output_tokens)
+
+    def _most(self, key: _Asked, at: datetime) -> _MostStanding:
+        provider, model, tier, served, dearest = key
+        found = self._entry(provider, model, None, at)
+        tariffs: tuple[Tariff, ...] = ()
+        if found is not None:
+            price, borrowed = found
             # A cloud may price another's models otherwise than its publisher as soon as it is not the ordinary way.
             plain = {()} if not most.needs_of(tier, served) else set()
             ways = plain if borrowed else most.ways(price, tier, served, at, dearest=dearest)
             period = tables.period(price, at)
             tariffs = tuple(self._tariff(price, period, way) for way in ways)
-            keep(self._ways, key, tariffs, NAMES_MAX)
-        return most.most_usd(tariffs, input_tokens, output_tokens)
+        minute = at.replace(second=0, microsecond=0)
+        standing = minute, minute + _MINUTE, Most(tariffs)
+        keep(self._mosts, key, standing, NAMES_MAX)
+        return standing
 
     def _standing(self, event: UsageEvent) -> _Found | None:
         """What `_find` says for an ordinary call, kept for the minute: what holds changes no faster."""

@@ -20,6 +20,7 @@ from farebox.request import Identity, RequestFacts
 from farebox.server import Reply, Request
 
 if TYPE_CHECKING:
+    from farebox.bounds import Ordinary
     from farebox.budgets.applying import Applied
     from farebox.proxy.guard import Ticket
     from farebox.proxy.ownership import Claim
@@ -44,6 +45,8 @@ class Call:
     decoded: bytes = b""
     """The body without its content-encoding, to be read; empty where the path is not metered."""
     facts: RequestFacts | None = None
+    ordinary: Ordinary | None = None
+    """The body once more, where budgets count the call and it is an ordinary one."""
     identity: Identity = Identity()
     attempt: Attempt | None = None
     meter: Meter | None = None

@@ -18,10 +18,11 @@ from uuid import UUID
 
 from farebox import accounting, payload
 from farebox.accounting import Attempt
+from farebox.bounds import read_ordinary
 from farebox.budgets.applying import Applied
 from farebox.budgets.floats import Drawn
 from farebox.config import Provider
-from farebox.doubts import check_repeated
+from farebox.doubts import check_repeated, plainly_once
 from farebox.errors import PathClosed, Unavailable, Unpriced
 from farebox.pricing.publishers import book_of
 from farebox.proxy.call import Call, Clock
@@ -105,7 +106,9 @@ class Guard:
             # Nothing says what it uses; that it is a request can be counted.
             applied = tuple(one for one in applied if one.budget.purpose == "rate")
         elif enforced:
-            check_repeated(call.decoded, inputs=call.target.operation == "responses")
+            call.ordinary = read_ordinary(call.target.operation, call.decoded)
+            if call.ordinary is None or not plainly_once(call.decoded):
+                check_repeated(call.decoded, inputs=call.target.operation == "responses")
         call.applied, call.budgeted = applied, enforced
 
     def enforces(self, caller: Caller) -> bool:

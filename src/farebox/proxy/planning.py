@@ -97,6 +97,7 @@ class Planner:
             max_output=self._longest_output(pricer, provider.name, _model(call), attempt.started_at),
             assumed_max_output=call.snapshot.config.metering.max_output_tokens,
             reasons_beside=provider.profile.reasoning == "additive",
+            ordinary=call.ordinary,
         )
         return self._made(call, attempt, provider, bound)
 
