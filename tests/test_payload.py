@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.accounting import Attempt, begun, provisional
+from farebox.accounting import Attempt, begun, begun_held, provisional
 from farebox.dialects.raw import LEFT_OUT
+from farebox.holds import Hold
 from farebox.paths import parse
 from farebox.payload import BYTES_MAX, bare, cut, encode
 from farebox.records import Caller, FloatHold, ToolCall, UsageEvent
@@ -192,6 +193,33 @@ def test_what_is_journalled_first_is_the_row_of_a_crash(attempt: Attempt) -> Non
     if len(begin) < BYTES_MAX // 2:  # near the bound the longer one has to give up more
         assert row == whole
     assert (row.id, row.outcome) == (attempt.id, "farebox_cut")
+
+
+HOLDS = st.builds(
+    Hold,
+    budget_ids=st.lists(st.uuids().map(str), max_size=3).map(tuple),
+    usd=st.sampled_from([Decimal(0), Decimal("0.000996"), Decimal(12)]),
+    input_tokens=st.sampled_from([0, 1, 10**12]),
+    output_tokens=st.sampled_from([0, 100]),
+    strict=st.booleans(),
+)
+DRAWN = FloatHold(UUID(int=7), (1, 2), (Decimal("0.01"), Decimal(2)), (10, 20), (1, 0))
+
+
+@given(ATTEMPTS, HOLDS, st.sampled_from([None, DRAWN]))
+def test_what_is_journalled_of_a_held_call_is_its_provisional_event(
+    attempt: Attempt, hold: Hold, drawn: FloatHold | None
+) -> None:
+    """The short begin of a call that holds money is the whole event, charge and float and all, cut off or not."""
+    attempt.hold, attempt.drawn = hold, drawn
+    short, long = encode(begun_held(attempt, hold)), encode(provisional(attempt))
+    storable(short)
+    at = attempt.started_at.timestamp()
+    for one, other in ((short, long), (cut(short, at), cut(long, at)), (bare(short, STARTED), bare(long, STARTED))):
+        if len(short) < BYTES_MAX // 2:
+            assert msgspec.json.decode(one, type=UsageEvent) == msgspec.json.decode(other, type=UsageEvent)
+    row = msgspec.json.decode(cut(short, at), type=UsageEvent)
+    assert (row.from_float, row.budget_ids) == (drawn, list(hold.budget_ids))
 
 
 def test_what_a_float_holds_is_never_given_up() -> None:

@@ -18,7 +18,7 @@ import msgspec
 from farebox.holds import Hold, put_hold
 from farebox.meter import Reading
 from farebox.paths import Target
-from farebox.records import Begun, Caller, FloatHold, Outcome, Usage, UsageEvent, UsageSource
+from farebox.records import Begun, BegunHeld, Caller, FloatHold, Outcome, Usage, UsageEvent, UsageSource
 
 BYTES_PER_TOKEN = 4
 """The roughest estimate there is, for a `begin` that no `end` follows: tokens are not counted then."""
@@ -97,6 +97,50 @@ def begun(attempt: Attempt) -> Begun:
         attempt.stream,
         "estimate" if estimated else "none",
         -(-attempt.request_bytes // BYTES_PER_TOKEN) if estimated else None,
+    )
+
+
+def begun_held(attempt: Attempt, hold: Hold) -> BegunHeld:
+    """What is journalled of an attempt with a hold: the members of its `provisional` event, at half the cost."""
+    caller, target = attempt.caller, attempt.target
+    read: int | None = None
+    written: int | None = None
+    source: UsageSource = "none"
+    if _estimated(target):
+        source, read = "estimate", -(-attempt.request_bytes // BYTES_PER_TOKEN)
+    usd = hold.usd if hold.usd else None
+    if usd is not None or hold.input_tokens + hold.output_tokens:
+        read, written = max(read or 0, hold.input_tokens), hold.output_tokens
+    if usd is not None:
+        source = "hold"
+    return BegunHeld(
+        attempt.id,
+        attempt.request_id,
+        attempt.number,
+        attempt.started_at,
+        attempt.provider,
+        attempt.dialect,
+        target.endpoint,
+        target.operation,
+        caller.key_id,
+        caller.key_name,
+        caller.team,
+        caller.project,
+        attempt.end_user,
+        attempt.session,
+        attempt.tags,
+        attempt.model,
+        _asked_tier(attempt),
+        attempt.stream,
+        source,
+        read,
+        attempt.started_at,
+        "farebox_cut",
+        written,
+        usd,
+        None if usd is None else "hold",
+        attempt.drawn,
+        list(hold.budget_ids),
     )
 
 

@@ -192,6 +192,18 @@ class Begun(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     input_tokens: int | None = None
 
 
+class BegunHeld(Begun, frozen=True, omit_defaults=True, gc=False):
+    """The same of an attempt for which something is held, whole: it is charged at that after a crash."""
+
+    finished_at: datetime | None = None
+    outcome: Outcome | None = None
+    output_tokens: int | None = None
+    cost_usd: Decimal | None = None
+    cost_source: str | None = None
+    from_float: FloatHold | None = None
+    budget_ids: list[str] | None = None
+
+
 Scope = Literal["global", "team", "project", "user", "key", "session", "model"]
 """What a budget counts by: each distinct value of it has counters of its own."""
 

@@ -74,8 +74,10 @@ def amounts(
     call was not counted by another attempt yet. `pass_unpriced`: what has no price holds 0 dollars. A budget that only
     warns never refuses here.
     """
-    expected = _expected(bound, stream=stream, learned_output=learned_output, allowance=allowance)
     most = _Sum(bound.input_tokens, bound.output_tokens, dearest=True)
+    # A call that can neither ask for more nor be cut is held whole, and priced once.
+    whole = not stream and bound.reason is None
+    expected = most if whole else _expected(bound, learned_output=learned_output, allowance=allowance)
     requests = 1 if first else 0
     wants: list[Want] = []
     held: list[_Sum] = []
@@ -146,6 +148,8 @@ def allowance_of(allowances: Mapping[str, Decimal], model: str | None) -> Decima
 class _Sum:
     """Tokens to hold, and how they are priced."""
 
+    __slots__ = ("_dearest", "_fixed_usd", "_usd", "input_tokens", "output_tokens", "tokens")
+
     def __init__(
         self, input_tokens: int, output_tokens: int, *, dearest: bool, fixed_usd: Decimal | None = None
     ) -> None:
@@ -164,13 +168,11 @@ class _Sum:
         return self._usd
 
 
-def _expected(bound: Bound, *, stream: bool, learned_output: int | None, allowance: Decimal | None) -> _Sum:
-    """What an expected budget holds."""
+def _expected(bound: Bound, *, learned_output: int | None, allowance: Decimal | None) -> _Sum:
+    """What an expected budget holds of a stream, and of a call without a bound."""
     output = _usual_output(bound, learned_output)
     if bound.reason is not None:
         return _Sum(bound.input_expected, output, dearest=False, fixed_usd=allowance or _ZERO)
-    if not stream:
-        return _Sum(bound.input_tokens, bound.output_tokens, dearest=True)
     return _Sum(bound.input_expected, output, dearest=False)
 
 

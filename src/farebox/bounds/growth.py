@@ -36,7 +36,7 @@ def growth_of(body: bytes) -> int:
     Nothing to look for in a body of plain ASCII without escapes. What is no UTF-8 counts as it stands.
     """
     gained = 0
-    if holds(body, b"\\u", b"\\"):
+    if b"\\" in body and holds(body, b"\\u", b"\\"):
         for digits in _ESCAPED.findall(body):
             gained += max(0, _length(chr(int(digits, 16))) - _ESCAPE_BYTES)
     if not body.isascii():

@@ -163,7 +163,7 @@ class Guard:
         """A float had room: the ordinary way of a budget that is far from its limit, without the database."""
         try:
             attempt.hold, attempt.drawn = plan.hold, drawn.hold
-            plan.facts = payload.encode(accounting.provisional(attempt))
+            plan.facts = payload.encode(accounting.begun_held(attempt, plan.hold))
             left = [
                 usd
                 for usd, one in zip(drawn.left_usd, call.applied, strict=True)
