@@ -8,16 +8,16 @@ is Postgres. Plain functions on values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal
+
+import msgspec
 
 from farebox.records import UsageEvent
 
 _UNREPORTED = frozenset(("estimate", "partial"))
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True, gc=False):
     """What is held for one attempt: the most that any of its budgets holds."""
 
     budget_ids: tuple[str, ...]

@@ -103,7 +103,7 @@ def amounts(
     outputs = [amount.output_tokens for amount in held if not extendable or amount is not most]
     return Held(
         wants=tuple(wants),
-        input_tokens=max((amount.input_tokens for amount in held), default=0),
+        input_tokens=max([amount.input_tokens for amount in held], default=0),
         output_tokens=max(outputs, default=0),
         strict=strict,
         extendable=extendable,

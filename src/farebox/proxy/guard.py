@@ -11,10 +11,12 @@ what an attempt is charged in the end `holds`'. A stream's hold grows by `pace`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, Protocol
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from farebox import accounting, payload
 from farebox.accounting import Attempt
