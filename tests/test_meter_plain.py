@@ -149,6 +149,7 @@ ODD_NAMES = (
 )
 ODD = (
     *(None, -1, 0, 5, 25, 1.5, "7", 10**15 + 1, True, 10**30, "", "two words", "é\u200b", "x" * 300, {}, []),
+    *("\ud800", {"\ud800": 1}),
     *("error", "failed", "web_search_call", "some_future_type", "server_tool_use", {"error": "x"}, {"id": "c-1"}),
     *({"type": "overloaded", "code": 529}, {"num_requests": 2}, {"models": []}, {"name": "n", "arguments": "{}"}),
     {"type": "bash_code_execution_tool_result", "content": {"content": [{"file_id": "file_1"}]}},

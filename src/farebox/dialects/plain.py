@@ -174,7 +174,8 @@ def plain_usage(
     kind = _KINDS.get(operation)
     try:
         said = msgspec.convert(raw, kind) if kind is not None else None
-    except (msgspec.ValidationError, OverflowError):
+    except (msgspec.ValidationError, OverflowError, UnicodeEncodeError):
+        # The last for half a surrogate pair, which the lenient decoder lets through and msgspec can't complain of.
         return None
     usage = said.read(profile, model) if said is not None else None
     return None if said is None or usage is None else (usage, said)
