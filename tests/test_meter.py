@@ -694,6 +694,14 @@ def test_long_text_is_extrapolated() -> None:
     assert abs(reading.output_chars_total - 4000 * 6) < 240
 
 
+def test_half_a_surrogate_pair_spoils_no_other_text() -> None:
+    """In a stream whose text is escaped, half a surrogate pair is one odd character and all others are themselves."""
+    stream = b"".join(frame(chunk(text)) for text in ("a", "中", "文\n", "\ud83d", "一", "字"))
+    reading = read(stream)
+    assert reading.output_text == "a中文\n?一字"
+    assert (reading.output_chars_total, reading.output_bytes_total) == (7, 15)
+
+
 def test_one_long_event_is_sampled() -> None:
     """A text that comes in one long event is known to its end, though the sample is bounded."""
     reading = read(frame(chunk("ab " * SAMPLE_BYTES_MAX)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 
 _TEXT = msgspec.json.Decoder(str)
@@ -12,7 +14,14 @@ def unescape(text: bytes) -> str:
     try:
         return _TEXT.decode(b'"' + text + b'"')
     except (msgspec.MsgspecError, ValueError):
-        return text.decode("utf-8", "replace").replace("\\", "")
+        pass
+    # Half a surrogate pair somewhere must not spoil what all the other escapes say: a whole stream may be read at once.
+    kept = text.decode("utf-8", "replace")
+    try:
+        whole: str = json.loads(f'"{kept}"', strict=False)
+    except ValueError:
+        return kept.replace("\\", "")
+    return whole.encode("utf-8", "replace").decode()
 
 
 def size_of(text: bytes) -> int:
