@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from farebox import logs
-from farebox.server import Handler, Reply, Request, make_server, read_body, respond
+from farebox.server import Handler, Reply, Request, make_server, read_body, respond, whole_body
 from support.http import RawClient
 
 PLANTED = "fb-plantedplantedplantedplanted000000"
@@ -253,3 +253,27 @@ async def test_connections_past_the_bound_are_closed_as_they_come() -> None:
     finally:
         listening.close()
         await server.shutdown(0.1)
+
+
+async def test_requests_on_each_others_heels_are_all_answered_whatever_their_bodies() -> None:
+    """Bodies that come in pieces between ones that don't, more than the parser queues: none is left behind."""
+
+    async def handler(request: Request) -> Reply:
+        body = whole_body(request, 1 << 20)
+        if body is None:
+            body = await read_body(request, 1 << 20, 5)
+        await asyncio.sleep(0)
+        return respond(request, 200, b"%06d" % len(body))
+
+    sizes = [3, 200_000, 0, 70_000] * 40
+    requests = b"".join(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (n, b"y" * n) for n in sizes)
+    async with serving(handler) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(requests)
+        try:
+            for size in sizes:
+                async with asyncio.timeout(5):
+                    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+                    assert int(await reader.readexactly(6)) == size
+        finally:
+            writer.transport.abort()

@@ -57,7 +57,8 @@ class Connection(RequestHandler):
                     finally:
                         self._waiter = None
                 message, payload = self._messages.popleft()
-                if self._parser is not None:
+                in_pieces = not payload.is_eof()
+                if self._parser is not None and not in_pieces:
                     self._parser.message_consumed()
                 if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
                     self._resume_reading_if_drained()
@@ -71,6 +72,8 @@ class Connection(RequestHandler):
                 if not (request.taken or payload.is_eof()):
                     await self._linger(payload)
                     payload.set_exception(_OVER)
+                elif in_pieces:
+                    self._all_came()
                 if not self._keepalive or self._close or self._force_close:
                     break
                 self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
@@ -111,6 +114,15 @@ class Connection(RequestHandler):
         if self._upgraded:
             await self.finish_response(cast(Any, request), cast(Any, reply), None)
         return reply
+
+    def _all_came(self) -> None:
+        """A body that was not here when its request was taken up has come and was read. The parser counts a message
+        when it ends: told earlier that it is done with, it would count it for ever, and stop after some such ones.
+        It may have stopped behind this one; nobody else would make it go on."""
+        if self._parser is not None:
+            self._parser.message_consumed()
+            if not self._reading_paused:
+                self.data_received(b"")
 
     async def _linger(self, payload: StreamReader) -> None:
         """Read on for a while what nobody wants: closing on a client that still sends could lose it its answer."""
