@@ -142,6 +142,17 @@ async def test_a_failure_is_told_in_a_word(case: str) -> None:
     assert caught.value.kind == kind
 
 
+async def test_a_provider_that_is_slow_to_connect_is_a_failure_like_others() -> None:
+    """Nothing went up yet when the time was over: that is told, and cancels nobody who waits for the list."""
+    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    base_url = f"https://127.0.0.1:{silent.sockets[0].getsockname()[1]}/v1"
+    try:
+        with pytest.raises(FetchError, match="timeout"):
+            await fetch(Provider(name="p", dialect="openai", base_url=base_url), Models(timeout_s=0.2))
+    finally:
+        silent.close()
+
+
 async def test_a_provider_that_is_not_there_is_a_failure_too() -> None:
     """Nobody listens, or its certificate file is gone."""
     gone = Provider(name="p", dialect="openai", base_url="http://127.0.0.1:1/v1")

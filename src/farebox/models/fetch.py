@@ -14,7 +14,7 @@ from farebox.config import Models, Provider
 from farebox.errors import Refusal
 from farebox.models.asking import Unreadable, ask, read
 from farebox.records import Model
-from farebox.upstream import Answer, Unusable, Upstream, UpstreamError
+from farebox.upstream import Answer, NeverSent, Unusable, Upstream, UpstreamError
 
 _PAGES_MAX = 50
 """Pages of one list; a provider that goes on is cut there, as at models_max."""
@@ -72,7 +72,10 @@ async def _page(upstream: Upstream, after: str | None, bytes_max: int) -> bytes:
     asked = [(name.encode(), value.encode()) for name, value in wanted.headers.items()]
     fields += [field for field in asked if field[0].lower() not in given]
     url = upstream.url(wanted.suffix, versioned=wanted.versioned)
-    answer = await upstream.send("GET", upstream.start("GET", url, fields), None)
+    try:
+        answer = await upstream.send("GET", upstream.start("GET", url, fields), None)
+    except NeverSent:
+        raise asyncio.CancelledError from None  # Python 3.11's `timeout` knows no kinds of it
     try:
         if answer.head.status != 200:
             raise FetchError(f"status {answer.head.status}")
