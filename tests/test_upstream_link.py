@@ -327,6 +327,17 @@ async def test_an_answer_before_the_upload_ends_ends_it() -> None:
         assert exchange.wires.alive == []
 
 
+@pytest.mark.parametrize("pieces", [[OK], [OK[:9], OK[9:]]])
+async def test_an_answer_before_all_of_a_request_went_out_is_the_connections_last(pieces: list[bytes]) -> None:
+    """Nobody's request waits behind the rest of another's that its provider may never read."""
+    async with Exchange() as exchange:
+        exchange.wire.unsent = 1
+        for piece in pieces:
+            exchange.wire.say(piece)
+        assert await (await exchange.call).read() == b"ok"
+        assert exchange.wires.alive == []
+
+
 async def test_a_body_that_breaks_off_breaks_the_exchange() -> None:
     """The provider gets no end of it, so it never takes it for whole."""
 

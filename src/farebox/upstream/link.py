@@ -161,6 +161,8 @@ class Link(asyncio.BufferedProtocol):
         self._answer = None
         if self._uploading:
             self._uploading = reusable = False  # answered early: the rest of the request is not wanted
+        elif reusable and self._transport is not None and self._transport.get_write_buffer_size():
+            reusable = False  # so it was here: the next request would have to wait behind that rest
         if not reusable:
             self.close()
         elif self._paused:
