@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from farebox.budgets import floating, service
 from farebox.budgets.floats import Demand, Float
+from farebox.budgets.service import Settings
+from farebox.errors import Unavailable
 from farebox.records import Want
 from farebox.store import Store
 from farebox.store.budgets import BudgetStore, Draw, Take, WindowState
-from support.budgets import Replica, put, replica, until
+from farebox.store.failures import StoreUnavailable
+from support.budgets import ANN, BOB, WAIT_S, Replica, put, replica, until
 from support.reserves import NOON
 
 D = Decimal
@@ -147,6 +151,98 @@ async def test_a_frozen_float_is_waited_for_once(
         assert waited > 2 and asked.recalls == waited + 1
         assert (await state(one)).floats == 1
         await whole(one)
+
+
+async def test_a_float_that_is_being_made_refuses_nobody(database: str, store: Store, tmp_path: Path) -> None:
+    """Its own process asks for all there is while the answer about a new float is under way: it waits for that."""
+    await put(store, limit_usd=D(10))
+    async with replica(database, tmp_path) as process:
+        answered = Held(process)
+        await call_often(process, answered.made)
+        asking = asyncio.create_task(process.reserve("10"))
+        [float] = process.budgets.floats._floats.values()
+        await until(lambda: asking.done() or float.closed)
+        answered.go.set()
+        assert (await asking).state == "open"
+        await whole(process)
+
+
+async def test_a_float_of_which_nobody_heard_refuses_nobody(database: str, store: Store, tmp_path: Path) -> None:
+    """The answer that a float was made is lost, and its process has no other: who wants it back gets it."""
+    await put(store, limit_usd=D(10))
+    async with replica(database, tmp_path / "1") as one, replica(database, tmp_path / "2") as two:
+        answer = Held(one)
+        await call_often(one, answer.made)
+        answer.lost = True
+        answer.go.set()
+        await idle(one)
+        assert (await state(two)).floats == 1
+        assert (await two.reserve("10")).state == "open"
+        await whole(one)
+
+
+async def test_floats_are_bounded(database: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that become busy in one moment get no more floats than there may be."""
+    monkeypatch.setattr(floating, "FLOATS_MAX", 1)
+    await put(store, scope="key", limit_usd=D(10))
+    async with replica(database, tmp_path) as process:
+        for caller in (ANN, BOB):
+            assert (await process.reserve("0.01", caller)).state == "open"
+        for _ in range(10):
+            for caller in (ANN, BOB):
+                process.budgets.floats.draw(process.ask_of("0.01", caller)[0].wants)
+        await until(lambda: not any(one.asked_for for one in process.budgets.floats._demands.values()))
+        assert len(process.budgets.floats) == 1
+
+
+async def test_a_silent_database_is_not_waited_for(
+    database: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Floats are in the way and asking for them gets no answer: the call is told so in time."""
+    monkeypatch.setattr(service, "RECALL_S", 0.05)
+    await put(store, limit_usd=D(10))
+    async with replica(database, tmp_path, settings=Settings(reserve_timeout_s=0.3, poll_s=0.05)) as process:
+        await process.float("0.01")
+
+        async def silent(owner: int, windows: Sequence[int]) -> list[UUID]:
+            await asyncio.Event().wait()
+            return []
+
+        process.budgets._quick.float_recall = silent  # type: ignore[method-assign]
+        with pytest.raises(Unavailable):
+            async with asyncio.timeout(WAIT_S):
+                await process.reserve("10")
+
+
+class Held:
+    """Keeps the answers about new floats from a process until `go`; `lost`: for ever."""
+
+    def __init__(self, process: Replica) -> None:
+        self.made = asyncio.Event()
+        self.go = asyncio.Event()
+        self.lost = False
+        ask = process.budgets._quick.float_take
+
+        async def held(*args: Any, fresh: bool) -> Take:
+            take = await ask(*args, fresh=fresh)
+            self.made.set()
+            await self.go.wait()
+            if self.lost:
+                raise StoreUnavailable("lost")
+            return take
+
+        process.budgets._quick.float_take = held  # type: ignore[method-assign]
+
+
+async def call_often(process: Replica, enough: asyncio.Event) -> None:
+    """Calls that leave nothing behind."""
+    while not enough.is_set():
+        ask, drawn = process.draw("0.01")
+        assert drawn is None
+        grant = await process.budgets.reserve(ask, wait_s=0, applied=process.ask_of("0")[1])
+        process.settle(grant, "0")
+        await asyncio.sleep(0.01)
+    assert await process.ledger.settled(WAIT_S)
 
 
 class Counted:

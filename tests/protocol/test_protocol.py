@@ -78,10 +78,10 @@ def test_no_reachable_state_of_a_larger_world_breaks_an_invariant(name: str) -> 
 @pytest.mark.long
 @pytest.mark.parametrize("name", float_worlds.LONG)
 def test_no_reachable_state_of_a_larger_world_with_floats_breaks_an_invariant(name: str) -> None:
-    """The same in worlds of hundreds of thousands of states."""
+    """The same in worlds of tens of thousands of states."""
     found = walk(float_worlds.LONG[name], FloatRules)
     assert found.broken is None, str(found)
-    assert found.states > 100_000
+    assert found.states > 50_000
 
 
 @pytest.mark.parametrize("mutant", (*mutants.ALL, *float_mutants.ALL), ids=lambda m: f"{m.rules.__name__}-{m.breaks}")

@@ -20,7 +20,7 @@ from farebox.budgets.link import Link
 from farebox.budgets.owner import Owner
 from farebox.logs import exception_facts
 from farebox.records import FloatHold, Want
-from farebox.store.budgets import BudgetStore, Draw, Fenced, WindowState
+from farebox.store.budgets import BudgetStore, Fenced, WindowState
 from farebox.store.failures import StoreUnavailable
 
 FLOATS_MAX = 256
@@ -137,16 +137,18 @@ class Floats:
 
         False: there is none, and the denial counts; True: ask again. Raises StoreUnavailable.
         """
-        counts = {window.window: window.floats for window in full if window.floats}
-        if not counts:
+        crowded = {(window.budget, window.subject): window for window in full if window.floats}
+        if not crowded:
             return False
-        own = [one for one in self._floats.values() if not one.closed and not counts.keys().isdisjoint(one.windows)]
+        counts = {window.window: window.floats for window in crowded.values()}
+        # By their demands: of one that is just being made the windows are not known yet.
+        own = [one for one in self._floats.values() if one.demand is not None and one.demand.meets(crowded)]
         left = await self._store.float_recall(self._owner.number, list(counts))
         if not own and len(left) >= max(counts.values()) and self._silent.issuperset(left):
             return False
         await self._close(own)
         await self._end_unknown()
-        while waiting := [id for id in left if id not in self._silent]:
+        while (waiting := [id for id in left if id not in self._silent]) or any(one.filling for one in own):
             if self._monotonic() >= deadline:
                 if len(self._silent) >= _SILENT_MAX:
                     self._silent.clear()
@@ -154,6 +156,7 @@ class Floats:
                 break
             await asyncio.sleep(_RECALL_AGAIN_S)
             left = await self._store.float_recall(self._owner.number, list(counts))
+        await self._give()
         return True
 
     async def _end_unknown(self) -> None:
@@ -163,16 +166,6 @@ class Floats:
             await self._store.float_end(unknown)
             for id in unknown:
                 self._doubtful.pop(id, None)
-
-    async def detach(self, draw: Draw) -> None:
-        """Give a call that drew a reservation of its own, which can be extended. Raises StoreUnavailable."""
-        while True:
-            number = self._owner.number
-            try:
-                await self._store.float_detach(number, [draw])
-                return
-            except Fenced:
-                await self._owner.renew(number)
 
     # -- taking ----------------------------------------------------------------------------------
 
@@ -201,7 +194,10 @@ class Floats:
             float = None
         fresh = float is None
         if float is None:
+            if len(self._floats) >= FLOATS_MAX:
+                return
             float = Float(uuid4(), number, self._lost())
+            float.demand = demand
             # Known before it is there: somebody may want it back before its answer is.
             self._floats[float.id] = float
             self._some.set()
@@ -218,6 +214,7 @@ class Floats:
             if fresh:
                 self._doubtful[float.id] = self._monotonic() + _DOUBT_S
                 self._over.set()
+                self._some.set()
             self._gone(float, fresh)
             raise
         finally:
@@ -235,7 +232,7 @@ class Floats:
         else:
             float.fill(take, wants, asked_at)
             float.used_at = self._monotonic()
-            demand.float, float.demand, demand.refused_until = float, demand, 0.0
+            demand.float, demand.refused_until = float, 0.0
 
     def _gone(self, float: Float, fresh: bool) -> None:
         """Forget one that was not made. One that was, and not filled, goes on with what it has."""
@@ -248,7 +245,7 @@ class Floats:
     async def _look_after(self) -> None:
         """Close what is not to be used any more."""
         while True:
-            if not self._floats:
+            if not (self._floats or self._doubtful):
                 self._some.clear()
                 await self._some.wait()
             await asyncio.sleep(LOOK_S)
@@ -267,7 +264,7 @@ class Floats:
             if not (one.closed or one.filling)
             and (now - one.used_at >= IDLE_S or now >= one.until or one.owner != number)
         ]
-        if not self._link.away and any(not one.closed for one in self._floats.values()):
+        if not self._link.away and (self._doubtful or any(not one.closed for one in self._floats.values())):
             for id in await self._store.float_recalled(number):
                 if id in self._floats:
                     closing.append(self._floats[id])
@@ -288,7 +285,11 @@ class Floats:
         for id, unused in list(self._giving.items()):
             if unused.windows:
                 await self._store.float_give(unused, closing=True)
-            self._giving.pop(id, None)
+            if self._giving.get(id) is unused:  # not what came late
+                del self._giving[id]
+        while self._unsent:
+            # Taken for given if the answer is lost: then it goes back at the end.
+            await self._store.float_give(self._unsent.pop(), closing=False)
         self._over.set()
 
     async def _give_and_end(self) -> None:
@@ -307,12 +308,9 @@ class Floats:
 
     async def _end_all(self) -> bool:
         """Whether nothing is left to be done until something happens."""
-        if self._giving:
+        if self._giving or self._unsent:
             await self._give()
             self._over.clear()
-        while self._unsent:
-            # Taken for given if the answer is lost: then it goes back at the end.
-            await self._store.float_give(self._unsent.pop(), closing=False)
         now = self._monotonic()
         over = [one for one in self._floats.values() if one.closed and not one.calls and not one.filling]
         if over and not await self._settled(_DRAIN_S):

@@ -11,7 +11,7 @@ an answer is so held for longer than needed, never too little. Taking floats and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
@@ -82,7 +82,7 @@ class Float:
         self.until = 0.0
         self.used_at = 0.0
         self.demand: Demand | None = None
-        """Whose calls it serves."""
+        """Whose calls it serves, or will; None once it is closed."""
         self.calls = 0
         """Calls that hold something of it and are not recorded yet."""
         self.closed = False
@@ -188,6 +188,10 @@ class Demand:
         self.asked_for = False
         """The database is being asked for a float, or for more in it."""
         self.refused_until = 0.0
+
+    def meets(self, counters: Container[tuple[UUID, str]]) -> bool:
+        """Whether its calls are counted by one of these."""
+        return any((want.budget, want.subject) in counters for want in self.wants)
 
     def seen(self, wants: Sequence[Want], now: float) -> None:
         """A call came."""

@@ -16,7 +16,7 @@ from farebox.budgets.flights import Crowded, Flights
 from farebox.budgets.link import Link
 from farebox.budgets.owner import Owner
 from farebox.errors import Unavailable
-from farebox.store.budgets import Ask, BudgetStore, Fenced, Grant, Total
+from farebox.store.budgets import Ask, BudgetStore, Draw, Fenced, Grant, Total
 from farebox.store.failures import StoreUnavailable
 
 _AGAIN_S = 0.02
@@ -26,7 +26,7 @@ Item = TypeVar("Item", Ask, Total)
 
 
 class Reserving:
-    """`reserve` and `extend` answer or raise `Unavailable` within `timeout_s`.
+    """`reserve`, `extend` and `detach` answer or raise `Unavailable` within `timeout_s`.
 
     `abandoned(id)`: a reservation that may have been made and that nobody knows of any more.
     """
@@ -52,6 +52,19 @@ class Reserving:
     async def extend(self, total: Total) -> Grant:
         """Hold more for a call that runs."""
         return await self._ask(self._extends, total)
+
+    async def detach(self, draw: Draw) -> None:
+        """Give a call that drew from a float a reservation of its own, which can be extended."""
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                while True:
+                    owner = self._owner.number
+                    try:
+                        return await self._store.float_detach(owner, [draw])
+                    except Fenced:
+                        await self._owner.renew(owner)
+        except (TimeoutError, StoreUnavailable):
+            raise away() from None
 
     async def close(self) -> None:
         """Wait for the statements under way."""

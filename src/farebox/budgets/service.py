@@ -218,7 +218,7 @@ class Budgets:
         idle = self._drain.idle()
         try:
             if draw is not None:
-                await self._detach(draw)
+                await self._reserving.detach(draw)
             grant = await self._extend(total)
             if grant.state == "denied" and not (idle and self._drain.idle()):
                 await self._drain.settled(self._settings.reserve_timeout_s)
@@ -226,13 +226,6 @@ class Budgets:
         except Unavailable:
             return None
         return grant
-
-    async def _detach(self, draw: Draw) -> None:
-        try:
-            async with asyncio.timeout(self._settings.reserve_timeout_s):
-                await self.floats.detach(draw)
-        except (TimeoutError, StoreUnavailable):
-            raise away() from None
 
     async def _extend(self, total: Total) -> Grant:
         async def ask() -> Grant:
@@ -289,10 +282,13 @@ class Budgets:
         grant = await ask()
         try:
             for _ in range(_ROUNDS):
-                if grant.state != "denied" or not await self.floats.clear(full(grant), deadline):
+                if grant.state != "denied":
                     break
+                async with asyncio.timeout_at(deadline + self._settings.reserve_timeout_s):
+                    if not await self.floats.clear(full(grant), deadline):
+                        break
                 grant = await ask()
-        except StoreUnavailable:
+        except (TimeoutError, StoreUnavailable):
             raise away() from None
         return grant
 
