@@ -482,6 +482,22 @@ async def test_a_journal_that_could_not_be_adopted_for_a_while_is_adopted_later(
     assert sum("can't be adopted" in line["event"] for line in logs) == 1
 
 
+async def test_losses_at_the_same_time_are_all_counted(tmp_path: Path) -> None:
+    """An event that is lost while another one's loss is found out counts, too: who holds money for it goes by that."""
+
+    async def deliver(batch: Sequence[bytes]) -> int:
+        ledger.lost += 1
+        return len(batch)
+
+    ledger = Ledger(tmp_path, open_journal=journal_in, deliver=deliver, interval_s=0.01)
+    await ledger.open()
+    one = event()
+    begin(ledger, one)
+    ledger.record(one)
+    assert await ledger.close(WAIT_S)
+    assert ledger.lost == 2
+
+
 async def test_a_begin_that_cannot_be_read_is_not_silent(tmp_path: Path) -> None:
     """An orphan whose payload is no event is logged and counted as lost, and does not come back."""
     journal = journal_in(tmp_path / "worker-0")

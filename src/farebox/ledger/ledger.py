@@ -255,7 +255,8 @@ class Ledger:
         """Deliver so many events, or all there are."""
         while events > 0 and (batch := journal.next_batch(self._batch_rows_max)):
             events -= len(batch)
-            self.lost += await self._deliver(batch)
+            lost = await self._deliver(batch)
+            self.lost += lost  # read after the wait: others are lost meanwhile
             journal.commit()
             if journal is self._journal:
                 self._delivered += len(batch)
