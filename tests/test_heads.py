@@ -96,6 +96,15 @@ def test_heads_are_bounded_and_what_is_in_use_stays() -> None:
     assert len(known) <= 2 * heads.HEADS_MAX
 
 
+def test_heads_of_many_fields_are_remembered_by_their_weight() -> None:
+    """Small in bytes, they are large in memory: whoever sends them, without a key even, makes farebox keep but few."""
+    known = Heads("virtual")
+    fields = tuple((b"x-%d" % at, b"") for at in range(120))
+    for number in range(3 * heads.HEADS_MAX):
+        known.of("POST", f"{TARGET}?{number}", (1, 1), fields)
+    assert len(known) * 120 * 128 <= 2 * heads.GENERATION_BYTES_MAX
+
+
 _credentials = st.tuples(
     st.sampled_from([b"Authorization", b"X-Api-Key", b"x-farebox-key", b"api-key", b"X-Session-Id"]),
     st.sampled_from([b"Bearer a", b"bearer " + SECRET, b"Basic x", b"", SECRET]),

@@ -25,6 +25,11 @@ HEADS_MAX = 2048
 than credentials. One that is forgotten is read again."""
 REMEMBERED_BYTES_MAX = 8 * 1024
 """Names and values of a head that is remembered; a larger one is read for every request."""
+GENERATION_BYTES_MAX = 8 * 1024 * 1024
+"""What the heads of a generation may weigh, with `_FIELD_BYTES` for each field; past it the next one begins. Two
+thousand heads of an SDK weigh 6 MiB; those that somebody without a key makes up must not weigh more than the calls."""
+_FIELD_BYTES = 128
+"""What a field costs in memory besides its bytes."""
 
 _LENGTH = b"content-length"
 _CREDENTIALS = frozenset(name.encode() for name in CREDENTIAL_HEADERS)
@@ -62,14 +67,15 @@ class Heads:
     more than the look-up, and what is in use is kept.
     """
 
-    __slots__ = ("_kin", "_length_at", "_mode", "_older", "_younger")
+    __slots__ = ("_kin", "_length_at", "_mode", "_older", "_weight", "_younger")
 
     def __init__(self, mode: Mode) -> None:
         self._mode: Mode = mode
         self._younger: dict[object, RequestHead] = {}
         self._older: dict[object, RequestHead] = {}
         self._kin: dict[object, RequestHead] = {}
-        """In virtual mode: one of those that differ in their credentials alone."""
+        """In virtual mode: one of those that differ in their credentials alone. Begun anew with each generation."""
+        self._weight = 0
         self._length_at: dict[int, int] = {}
         """By the number of fields, which `server.headers_max` bounds."""
 
@@ -93,8 +99,9 @@ class Heads:
             head = self._older.get(key)
             if head is None:
                 head = self._read(method, target, version, fields)
-            if _size(target, fields) <= REMEMBERED_BYTES_MAX:
-                self._remember(key, head)
+            size = _size(target, fields)
+            if size <= REMEMBERED_BYTES_MAX:
+                self._remember(key, head, size + _FIELD_BYTES * len(fields))
         return head
 
     def _read(self, method: str, target: str, version: tuple[int, int], fields: RawHeaders) -> RequestHead:
@@ -112,8 +119,6 @@ class Heads:
             return replace(kin, raw=fields, credentials=credentials(own))
         head = read_head(method, target, version, fields, self._mode)
         if _size(target, fields) <= REMEMBERED_BYTES_MAX:
-            if len(self._kin) >= HEADS_MAX:
-                self._kin.clear()
             self._kin[key] = head
         return head
 
@@ -125,9 +130,12 @@ class Heads:
                 return at
         return len(raw)
 
-    def _remember(self, key: object, head: RequestHead) -> None:
-        if len(self._younger) >= HEADS_MAX:
+    def _remember(self, key: object, head: RequestHead, weight: int) -> None:
+        if len(self._younger) >= HEADS_MAX or self._weight + weight > GENERATION_BYTES_MAX:
             self._older, self._younger = self._younger, {}
+            self._kin.clear()
+            self._weight = 0
+        self._weight += weight
         self._younger[key] = head
 
 
