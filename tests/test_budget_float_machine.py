@@ -443,7 +443,7 @@ class FloatMachine(Machine):
 def test_no_order_of_steps_breaks_the_books_of_floats(postgres: PostgresServer) -> None:
     """Whatever happens in whatever order, a float holds what it must, and all else stays as without floats."""
     with _driver(postgres) as driver:
-        run_state_machine_as_test(lambda: FloatMachine(driver), settings=_settings(20, 40))
+        run_state_machine_as_test(lambda: FloatMachine(driver), settings=_settings(10, 40))
 
 
 @pytest.mark.long

@@ -61,10 +61,10 @@ FLOAT_EDGE = World(
     fence=False,
     lives=0,
 )
-# Processes that are killed, or only taken for dead; a journal comes back, or comes too late, or never.
+# A process that is killed, or only taken for dead; its journal comes back, or comes too late, or never.
 BURNT = World(
     budgets=(Budget(3),),
-    asks=(Ask(0, (0,), 1, costs=(1,)), Ask(1, (0,), 2, costs=(2,))),
+    asks=(Ask(0, (0,), 1, costs=(1,)),),
     purses=(Purse(0, (0,), 2),),
     burns=True,
     lives=0,
@@ -72,7 +72,6 @@ BURNT = World(
 
 FAST = {
     "float": FLOAT,
-    "dying": DYING,
     "filled": FILLED,
     "float stream": FLOAT_STREAM,
     "recall": RECALL,
@@ -80,8 +79,16 @@ FAST = {
     "burnt": BURNT,
 }
 
-# The same with more of everything: minutes, not seconds.
+# The same with more of everything: up to minutes each.
 LONG = {
+    "dying": DYING,
+    "burnt beside another": World(
+        budgets=(Budget(3),),
+        asks=(Ask(0, (0,), 1, costs=(1,)), Ask(1, (0,), 2, costs=(2,))),
+        purses=(Purse(0, (0,), 2),),
+        burns=True,
+        lives=0,
+    ),
     "floats of two": World(
         budgets=(Budget(4),),
         asks=(Ask(0, (0,), 1, costs=(1,)), Ask(1, (0,), 1, costs=(0,)), Ask(1, (0,), 3, costs=(3,))),

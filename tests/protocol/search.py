@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TypeVar
 
 S = TypeVar("S")
@@ -50,6 +51,7 @@ def search(
     return Found(len(came), kinds)
 
 
+@cache
 def kind(step: str) -> str:
     """A step's name without which call or process took it."""
     return "".join(letter for letter in step if not letter.isdigit() and letter not in "[],")

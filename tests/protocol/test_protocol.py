@@ -63,7 +63,7 @@ def test_no_reachable_state_with_floats_breaks_an_invariant() -> None:
     found = {name: walk(world, FloatRules) for name, world in float_worlds.FAST.items()}
     assert {name: str(f) for name, f in found.items() if f.broken} == {}
     assert set().union(*(f.kinds for f in found.values())) >= FLOAT_KINDS
-    assert sum(f.states for f in found.values()) > 100_000
+    assert sum(f.states for f in found.values()) > 50_000
 
 
 @pytest.mark.long
@@ -78,16 +78,16 @@ def test_no_reachable_state_of_a_larger_world_breaks_an_invariant(name: str) -> 
 @pytest.mark.long
 @pytest.mark.parametrize("name", float_worlds.LONG)
 def test_no_reachable_state_of_a_larger_world_with_floats_breaks_an_invariant(name: str) -> None:
-    """The same in worlds of tens of thousands of states."""
+    """The same in worlds of tens or hundreds of thousands of states."""
     found = walk(float_worlds.LONG[name], FloatRules)
     assert found.broken is None, str(found)
-    assert found.states > 50_000
+    assert found.states > 40_000
 
 
 @pytest.mark.parametrize("mutant", (*mutants.ALL, *float_mutants.ALL), ids=lambda m: f"{m.rules.__name__}-{m.breaks}")
 def test_every_mutant_is_caught(mutant: mutants.Mutant) -> None:
     """A protocol that lacks one rule breaks the invariant this rule is for; the trace shows how."""
-    found = walk((FAST | float_worlds.FAST)[mutant.world], mutant.rules, mutant.breaks)
+    found = walk((FAST | float_worlds.FAST | float_worlds.LONG)[mutant.world], mutant.rules, mutant.breaks)
     print(f"{mutant.rules.__name__}: {found}")
     assert found.broken == mutant.breaks, f"{mutant.rules.__name__} survives {found.states} states"
     assert found.trace
