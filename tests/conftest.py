@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from farebox.store import Store
 from support.postgres import PostgresServer
+
+# Hundreds of farebox processes start in these tests. Where the environment keeps bytecode from being written, each
+# would compile all of farebox anew: they keep theirs beside pytest's own.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parent.parent / ".pytest_cache" / "pycache")
 
 
 @pytest.fixture(scope="session")
