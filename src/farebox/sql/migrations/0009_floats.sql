@@ -188,12 +188,18 @@ BEGIN
     SELECT array_agg(id) INTO charged FROM unnest(p_ids) AS ended(id)
     WHERE EXISTS (SELECT FROM farebox.reservation AS r WHERE r.id = ended.id)
        OR EXISTS (SELECT FROM farebox.usage_entry AS e WHERE e.id = ended.id);
+    PERFORM FROM farebox.reservation WHERE id = ANY (charged) ORDER BY id FOR UPDATE;
+    PERFORM FROM farebox.budget_float WHERE id = ANY (p_ids) ORDER BY id FOR UPDATE;
+    -- With those that a charge will move: all that is locked is locked in one order.
+    PERFORM FROM farebox.budget_window
+    WHERE id IN (SELECT unnest(windows) FROM farebox.budget_float WHERE id = ANY (p_ids)
+                 UNION ALL SELECT unnest(windows) FROM farebox.reservation WHERE id = ANY (charged)
+                 UNION ALL SELECT unnest(window_ids) FROM farebox.usage_entry
+                           WHERE id = ANY (charged) AND posting_no = 1)
+    ORDER BY id FOR UPDATE;
     IF charged IS NOT NULL THEN
         PERFORM farebox.release(charged);
     END IF;
-    PERFORM FROM farebox.budget_float WHERE id = ANY (p_ids) ORDER BY id FOR UPDATE;
-    PERFORM FROM farebox.budget_window
-    WHERE id IN (SELECT unnest(windows) FROM farebox.budget_float WHERE id = ANY (p_ids)) ORDER BY id FOR UPDATE;
     UPDATE farebox.budget_window AS bw
     SET reserved_usd = bw.reserved_usd - step.usd, reserved_tokens = bw.reserved_tokens - step.tokens,
         requests = bw.requests - step.requests, open = bw.open - step.floats, floats = bw.floats - step.unclosed
