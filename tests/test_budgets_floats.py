@@ -77,6 +77,21 @@ async def test_rare_calls_get_no_float(database: str, store: Store, tmp_path: Pa
         assert not len(process.budgets.floats)
 
 
+async def test_first_calls_all_at_once_get_one(
+    database: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A float that was asked for before there was a counter is asked for again with the next call."""
+    monkeypatch.setattr(floating, "REFUSED_S", 1000.0)
+    await put(store, limit_usd=D(100))
+    async with replica(database, tmp_path) as process:
+        assert [process.draw("0.01")[1] for _ in range(20)] == [None] * 20
+        await until(lambda: not any(one.asked_for for one in process.budgets.floats._demands.values()))
+        assert not len(process.budgets.floats)
+        assert (await process.reserve("0.01")).state == "open"
+        assert process.draw("0.01")[1] is None
+        await until(lambda: process.draw("0.01")[1] is not None)
+
+
 async def test_an_idle_float_refuses_nobody(
     database: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

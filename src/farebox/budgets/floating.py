@@ -221,6 +221,9 @@ class Floats:
             float.filling = False
         if not take.calls:
             self._gone(float, fresh)
+            if not take.windows:
+                # The first calls are just making them: the next that comes asks again.
+                demand.refused_until = 0.0
         elif float.closed:
             # Somebody wanted it while this was under way, so what came does not stay.
             late = float.late(take, wants)
