@@ -6,9 +6,9 @@ proxy's processes), compared within a round only: on a shared machine the micros
 ratios hardly. Nothing else should run meanwhile: how much did is printed. nginx is measured where it is installed.
 
     --rounds N          3 by default
-    --only A,B          of: small, alone, 100 kB, 1 MB, streams, memory, cold, workers, keys, stalls
+    --only A,B          of: small, alone, 100 kB, 1 MB, streams, counts, memory, cold, workers, keys, stalls
     --tree DIR          measure the farebox of another working copy
-    --check             a minute's worth for CI: two ratios, with a wide margin; exits 1 where one is worse
+    --check             a minute's worth for CI, mostly of counts: `check.py`; exits 1 where something is worse
 """
 
 from __future__ import annotations
@@ -23,18 +23,15 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks.overhead import scenarios, special, table
+from benchmarks.overhead import counts, scenarios, special, table
+from benchmarks.overhead.check import check
 from benchmarks.overhead.scenarios import SCENARIOS, Sample
 from benchmarks.overhead.targets import Bench, Target
 
-SPECIAL = ("memory", "cold", "workers", "keys", "stalls")
+SPECIAL = ("counts", "memory", "cold", "workers", "keys", "stalls")
 FILES = 16_384
 NOISE = 0.15
 """Share of a core that others may use before the table says so."""
-CHECK_ROUNDS = 3
-CHECKED = {"small": (1.6, 1.5), "streams": (1.8, 4.0)}
-"""For --check: CPU ÷ bare aiohttp at most, and seconds a turn. Half more than it is on a machine that others slow
-down (0.6 to 1.1 there), and less than an HTTP client of another's making on the provider's side would cost (2.2)."""
 
 
 def main() -> int:
@@ -74,6 +71,8 @@ def run(bench: Bench, rounds: int, wanted: Sequence[str]) -> int:
                 target.process.stop()
     found = table.Samples(samples)
     lines = table.lines(found)
+    if "counts" in wanted:
+        lines += table.counts_lines(counts.of_farebox(bench), counts.of_bare(bench))
     memories = [memory_of(bench, name) for name in ("nginx", "bare", "farebox")] if "memory" in wanted else []
     lines += table.memory_lines([one for one in memories if one])
     if "workers" in wanted:
@@ -128,26 +127,6 @@ def memory_of(bench: Bench, name: str) -> special.Memory | None:
     assert target.process is not None
     target.process.stop()
     return found
-
-
-def check(bench: Bench) -> int:
-    """CPU ÷ bare aiohttp of a small call and of a chunk; 1 where one is above its margin in every round."""
-    farebox, bare, worse = bench.farebox().start(), bench.bare(), 0
-    for target in (farebox, bare):
-        scenarios.load(target, replace(scenarios.SMALL, seconds=0.5))
-    for name, (most, seconds) in CHECKED.items():
-        scenario = replace(SCENARIOS[name], seconds=seconds)
-        if scenario.streams:
-            scenario = replace(scenario, model="stream-10-100", connections=300, spread_s=1.0)
-        ratios = []
-        for _ in range(CHECK_ROUNDS):
-            samples = [scenarios.measure(target, scenario, []) for target in (farebox, bare)]
-            ratios.append(samples[0].cpu_us / samples[1].cpu_us)
-            if ratios[-1] <= most:
-                break
-        print(f"{name}: CPU ÷ bare aiohttp {', '.join(f'{ratio:.2f}' for ratio in ratios)}; at most {most}")
-        worse += min(ratios) > most
-    return 1 if worse else 0
 
 
 def helpers(bench: Bench, target: Target | None = None) -> list[int]:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.overhead.counts import Count
 from benchmarks.overhead.scenarios import Sample
 from benchmarks.overhead.special import Memory
 
@@ -91,6 +92,18 @@ def lines(samples: Samples) -> list[Line]:
         _postgres_share(samples),
     ]
     return [line for line in found if line.value is not None]
+
+
+def counts_lines(own: Mapping[str, Count], bare: Mapping[str, Count]) -> list[Line]:
+    """Function calls, which no noise changes: against the aiohttp proxy's, and of a budget."""
+    call, budgeted, chunk = own["call"].total, own["budgeted call"].total, own["chunk"].total
+    return [
+        Line("function calls per small request", call),
+        Line("function calls per small request ÷ bare aiohttp", call / bare["call"].total),
+        Line("function calls per streamed chunk", chunk),
+        Line("function calls per streamed chunk ÷ bare aiohttp", chunk / bare["chunk"].total),
+        Line("function calls, a budgeted key ÷ an unbudgeted one", budgeted / call),
+    ]
 
 
 def memory_lines(found: Sequence[Memory]) -> list[Line]:

@@ -102,11 +102,11 @@ class Bench:
         process.until_listening(port)
         return Target("nginx", port, process)
 
-    def bare(self) -> Target:
-        """The plainest aiohttp proxy."""
+    def bare(self, *, counts: Path | None = None) -> Target:
+        """The plainest aiohttp proxy; with its function calls counted, where `counts` says into which file."""
         port = machine.free_port()
         upstream = f"http://127.0.0.1:{self.mock_port}"
-        process = self._start("bare", [machine.PYTHON, str(HERE / "bare.py"), str(port), upstream])
+        process = self._start("bare", [*interpreter(counts), str(HERE / "bare.py"), str(port), upstream])
         process.until_listening(port)
         return Target("bare", port, process)
 
@@ -144,6 +144,8 @@ class Farebox:
         self.dsn = bench.runner.run(bench.databases.enter_async_context(bench.postgres.database()))
         self.port = machine.free_port()
         self.config = self._folder / "config.json"  # JSON is YAML
+        self.counts: Path | None = None
+        """Where to write how many functions were called; None: they are not counted."""
         self.settings: dict[str, Any] = {
             "database": {"url": self.dsn, "data_dir": str(self._folder / "data")},
             "server": {"port": self.port, "workers": workers, "admin_token": "admin-token-of-the-benchmark"},
@@ -176,7 +178,8 @@ class Farebox:
         """Run it without waiting for anything."""
         tree = self._bench.tree
         env = {"PYTHONPATH": str(tree / "src")} if tree else {}
-        command = [machine.PYTHON, "-m", "farebox", "serve", "--config", str(self.config)]
+        program = ["farebox"] if self.counts is not None else ["-m", "farebox"]
+        command = [*interpreter(self.counts), *program, "serve", "--config", str(self.config)]
         return self._bench._start(self._name, command, self._cores, env)
 
     def new_keys(self, number: int, *, budget_usd: int | None = None) -> list[str]:
@@ -199,3 +202,8 @@ class Farebox:
     def _postmaster(self) -> int:
         (found,) = self._bench.postgres.folder.glob("**/postmaster.pid")
         return int(found.read_text().split("\n", 1)[0])
+
+
+def interpreter(counts: Path | None) -> list[str]:
+    """Python, or Python that counts function calls into a file."""
+    return [machine.PYTHON] if counts is None else [machine.PYTHON, str(HERE / "counted.py"), str(counts)]
