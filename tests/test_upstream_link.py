@@ -272,9 +272,10 @@ async def test_an_upload_goes_up_as_it_comes(length: int | None) -> None:
         assert exchange.wires.alive
 
 
-async def test_a_large_body_goes_up_whole() -> None:
+@pytest.mark.parametrize("size", [128 << 10, (128 << 10) + 1, 1 << 20, (1 << 20) + 1, 5 << 20])
+async def test_a_large_body_goes_up_whole(size: int) -> None:
     """Also one that is too large for one write, with its length."""
-    body = bytes(range(256)) * 4096
+    body = (bytes(range(256)) * 20481)[:size]
     async with Exchange(body) as exchange:
         head, _, sent = exchange.wire.sent.partition(b"\r\n\r\n")
         assert b"Content-Length: %d" % len(body) in head and sent == body

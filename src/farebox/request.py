@@ -1,10 +1,10 @@
 """What a request says about itself: the few members of its body and headers that farebox acts on.
 
-One pass over the body reads what is needed and skips the rest unbuilt, so a long prompt costs a
-skim and no memory. Whatever is odd is tolerated: the provider judges a request, farebox reads it.
-Everything read here is the client's claim: rows are attributed by it, nothing is allowed because
-of it. Where a member appears twice the last one counts, as in Python, JavaScript, Go and most other
-JSON parsers; `doubts` finds the bodies on which parsers could disagree.
+One pass over the body's outline, which has no long strings, reads what is needed and skips the rest
+unbuilt, so a long prompt costs a search and no memory. Whatever is odd is tolerated: the provider
+judges a request, farebox reads it. Everything read here is the client's claim: rows are attributed
+by it, nothing is allowed because of it. Where a member appears twice the last one counts, as in
+Python, JavaScript, Go and most other JSON parsers; `doubts` finds the bodies on which parsers could disagree.
 
 `jsontext` knows where members stand; `splice` edits bodies; `prompt` reads the text to be counted;
 `routing` chooses by the facts.
@@ -20,14 +20,16 @@ from urllib.parse import unquote
 import msgspec
 
 from farebox.jsontext import decode_members
+from farebox.outline import LONG_BYTES, outline
 from farebox.records import Operation
 
 IDENTIFIER_CHARS_MAX = 256
 """Longest identifier kept. A longer one is cut and ends in `~` and 16 hex digits of its SHA-256, so that
 different identifiers stay different."""
 
-MEMBER_BYTES_MAX = 64 * 1024
-"""Longest JSON text of a member read as an identifier, number or metadata; a longer one is ignored."""
+MEMBER_BYTES_MAX = LONG_BYTES
+"""Longest JSON text of a member read as an identifier, number or metadata; a longer one is ignored, and a string
+that is longer counts as empty."""
 
 TAGS_MAX = 16
 TAG_NAME_CHARS_MAX = 64
@@ -162,13 +164,14 @@ _OUTPUT_LIMITS: dict[Operation, tuple[str, ...]] = {
 
 def read_facts(operation: Operation, body: bytes) -> RequestFacts:
     """The facts of a request body (decoded, UTF-8). Never raises; see RequestFacts for what is missing."""
+    short = outline(body)
     # No member of a body of this size is too long, so that nothing but its type has to be looked at.
-    if len(body) <= MEMBER_BYTES_MAX:
+    if len(short) <= MEMBER_BYTES_MAX:
         try:
-            return _plain_facts(operation, _PLAIN.decode(body))
+            return _plain_facts(operation, _PLAIN.decode(short))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass
-    return read_odd_facts(operation, body)
+    return read_odd_facts(operation, short)
 
 
 def _plain_facts(operation: Operation, body: _Plain) -> RequestFacts:

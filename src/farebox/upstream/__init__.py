@@ -41,8 +41,11 @@ Fields = list[tuple[bytes, bytes]]
 
 _SECRET_CHARS_MIN = 8
 """A shorter credential is a stand-in like `none`, for a local server, which ordinary values contain."""
-_ONE_WRITE_BYTES = 256 * 1024
-"""Up to this size a body goes out with its head; a larger one in pieces, so that it is not copied whole."""
+_JOINED_BYTES = 128 * 1024
+"""Up to this size a body goes out in one write with its head; past it the copy costs more than a second write."""
+_AT_ONCE_BYTES = 1024 * 1024
+"""Up to this size it goes out at once; a larger one in such pieces, so that it is not copied whole where the kernel
+has no room. Smaller pieces cost a wait each, because the kernel takes a few hundred kilobytes at most at a time."""
 _BODIES = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 """Methods whose requests say that they have no body."""
 _FAREBOX_REQUEST = frozenset(
@@ -100,7 +103,7 @@ class Upstream:
         head_by = loop.time() + provider.response_timeout_s
         link = self._pool.take() or await self._connect(head_by - loop.time())
         answer = Answer(loop, link, secrets=self._secrets, idle_timeout_s=provider.idle_timeout_s, head_by=head_by)
-        if isinstance(body, bytes) and len(body) <= _ONE_WRITE_BYTES:
+        if isinstance(body, bytes) and len(body) <= _JOINED_BYTES:
             whole = b"%bContent-Length: %d\r\n\r\n%b" % (start, len(body), body)
             link.begin(answer, whole, bodiless=method == "HEAD")
         else:
@@ -124,16 +127,24 @@ class Upstream:
     ) -> None:
         """Send the head of a request, and its body, if it has one, after it."""
         framing = b""
-        upload = _pieces(body) if isinstance(body, bytes) else body
+        upload: AsyncIterator[bytes] | None = None
+        rest: bytes | None = None
         if isinstance(body, bytes):
             length = len(body)
-        elif body is None:
+            if length <= _AT_ONCE_BYTES:
+                rest = body
+            else:
+                upload = _pieces(body)
+        elif body is not None:
+            upload = body
+        else:
             length = 0 if method in _BODIES else None
         if length is not None:
             framing = b"Content-Length: %d\r\n" % length
         elif upload is not None:
             framing = b"Transfer-Encoding: chunked\r\n"
-        link.begin(answer, b"%b%b\r\n" % (start, framing), bodiless=method == "HEAD", uploading=upload is not None)
+        head = b"%b%b\r\n" % (start, framing)
+        link.begin(answer, head, rest, bodiless=method == "HEAD", uploading=upload is not None)
         if upload is not None:
             answer.uploading = self._loop.create_task(_upload(link, answer, upload, chunked=length is None))
 
@@ -207,8 +218,8 @@ async def _upload(link: Link, answer: Answer, body: AsyncIterator[bytes], *, chu
 
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:
     view = memoryview(body)
-    for at in range(0, len(body), _ONE_WRITE_BYTES):
-        yield view[at : at + _ONE_WRITE_BYTES]  # type: ignore[misc]
+    for at in range(0, len(body), _AT_ONCE_BYTES):
+        yield view[at : at + _AT_ONCE_BYTES]  # type: ignore[misc]
 
 
 def _host(origin: SplitResult) -> bytes:

@@ -83,10 +83,13 @@ class Link(asyncio.BufferedProtocol):
         transport = self._transport
         return transport is not None and self._answer is None and not transport.is_closing()
 
-    def begin(self, answer: Answer, data: bytes, *, bodiless: bool, uploading: bool = False) -> None:
+    def begin(
+        self, answer: Answer, data: bytes, rest: bytes | None = None, *, bodiless: bool, uploading: bool = False
+    ) -> None:
         """Send `data`, a request's head with its body or the beginning of it; what comes back goes to `answer`.
 
-        `bodiless`: the answer has a head only (HEAD). `uploading`: `write` and `sent` follow.
+        `rest`: of the body, sent after it. `bodiless`: the answer has a head only (HEAD). `uploading`: `write` and
+        `sent` follow.
         """
         self._answer = answer
         self._bodiless = bodiless
@@ -96,6 +99,8 @@ class Link(asyncio.BufferedProtocol):
         self._seen = self._loop.time()
         if self._transport is not None:
             self._transport.write(data)
+            if rest is not None:
+                self._transport.write(rest)
         self._watch()
 
     async def write(self, data: bytes) -> None:
