@@ -40,7 +40,7 @@ def answered(*pieces: bytes, bodiless: bool = False) -> Seen:
         link = Link(loop, memoryview(bytearray(65536)), lambda _, reusable: over.append(reusable))
         wire = Wire(loop, link)
         answer = Answer(loop, link, secrets=[SECRET], idle_timeout_s=60, head_by=loop.time() + 60)
-        link.begin(answer, b"", bodiless=bodiless)
+        link.begin(answer, b"", loop.time(), bodiless=bodiless)
         for piece in pieces:
             wire.say(piece)
         kept = over[-1] if over else None

@@ -99,21 +99,41 @@ class Upstream:
         `start`: its head, from `start`. `length`: of a body that comes in pieces, where it is known; else it is
         sent chunked.
         """
-        provider, loop = self.provider, self._loop
-        head_by = loop.time() + provider.response_timeout_s
-        link = self._pool.take() or await self._connect(head_by - loop.time())
-        answer = Answer(loop, link, secrets=self._secrets, idle_timeout_s=provider.idle_timeout_s, head_by=head_by)
+        now = self._loop.time()
+        head_by = now + self.provider.response_timeout_s
+        link = self._pool.take() or await self._connect(head_by - now)
+        answer = self._begin(link, method, start, body, length, self._loop.time(), head_by)
+        if not answer.begun:
+            await answer.started()
+        return answer
+
+    def begin(self, method: str, start: bytes, body: bytes) -> Answer | None:
+        """`send` as far as it goes without waiting: the answer's head is yet to be waited for, with `Answer.started`.
+        None, and nothing is sent, where no connection is free."""
+        link = self._pool.take()
+        if link is None:
+            return None
+        now = self._loop.time()
+        return self._begin(link, method, start, body, None, now, now + self.provider.response_timeout_s)
+
+    def _begin(
+        self,
+        link: Link,
+        method: str,
+        start: bytes,
+        body: bytes | AsyncIterator[bytes] | None,
+        length: int | None,
+        now: float,
+        head_by: float,
+    ) -> Answer:
+        answer = Answer(
+            self._loop, link, secrets=self._secrets, idle_timeout_s=self.provider.idle_timeout_s, head_by=head_by
+        )
         if isinstance(body, bytes) and len(body) <= _JOINED_BYTES:
             whole = b"%bContent-Length: %d\r\n\r\n%b" % (start, len(body), body)
-            link.begin(answer, whole, bodiless=method == "HEAD")
+            link.begin(answer, whole, now, bodiless=method == "HEAD")
         else:
-            self._send_apart(link, answer, method, start, body, length)
-        if not answer.begun:
-            try:
-                await answer.started()
-            except BaseException:
-                answer.close()
-                raise
+            self._send_apart(link, answer, method, start, body, length, now)
         return answer
 
     def _send_apart(
@@ -124,6 +144,7 @@ class Upstream:
         start: bytes,
         body: bytes | AsyncIterator[bytes] | None,
         length: int | None,
+        now: float,
     ) -> None:
         """Send the head of a request, and its body, if it has one, after it."""
         framing = b""
@@ -144,7 +165,7 @@ class Upstream:
         elif upload is not None:
             framing = b"Transfer-Encoding: chunked\r\n"
         head = b"%b%b\r\n" % (start, framing)
-        link.begin(answer, head, rest, bodiless=method == "HEAD", uploading=upload is not None)
+        link.begin(answer, head, now, rest, bodiless=method == "HEAD", uploading=upload is not None)
         if upload is not None:
             answer.uploading = self._loop.create_task(_upload(link, answer, upload, chunked=length is None))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from farebox.upstream.errors import UpstreamError
 from farebox.upstream.head import Head, RawHeaders, read_head, read_plain, without
 from farebox.upstream.link import Link
+from farebox.waiter import Waiter
 
 READ_BUFFER_BYTES = 64 * 1024
 """Bytes of one answer held untaken; past them the provider's socket is not read until some are taken."""
@@ -19,24 +20,22 @@ Sink = Callable[[bytes], bool]
 class Answer:
     """Wait for the `head` with `started`; then `read` until it gives b"", or `pipe`. `close` gives it up anywhere."""
 
-    __slots__ = (
-        "_error",
-        "_link",
-        "_loop",
-        "_pieces",
-        "_secrets",
-        "_sink",
-        "_size",
-        "_stopped",
-        "_waiter",
-        "_whole",
-        "begun",
-        "head",
-        "head_by",
-        "idle_timeout_s",
-        "uploading",
-    )
     head: Head
+    # What most answers leave as it is stands in the class, not in each of them.
+    begun = False
+    """Whether the head is there."""
+    uploading: asyncio.Task[None] | None = None
+    """Who sends the request's body meanwhile; it is not wanted any more once the answer is over."""
+    _pieces: deque[bytes] | None = None
+    """What is here and not taken; made when the first piece has to wait, for most never do."""
+    _size = 0
+    _body = b""
+    """The whole body, where it came at once with its head, until somebody takes it."""
+    _whole = _stopped = False
+    _error: UpstreamError | None = None
+    _sink: Sink | None = None
+    _raised: BaseException | None = None
+    """By the sink."""
 
     def __init__(
         self,
@@ -47,23 +46,12 @@ class Answer:
         idle_timeout_s: float,
         head_by: float,
     ) -> None:
-        self._loop = loop
         self._link = link
         self._secrets = secrets
-        self._pieces: deque[bytes] | None = None
-        """What is here and not taken; made when the first piece has to wait, for most never do."""
-        self._size = 0
-        self._stopped = self._whole = False
-        self.begun = False
-        """Whether the head is there."""
-        self._error: UpstreamError | None = None
-        self._sink: Sink | None = None
-        self._waiter: asyncio.Future[BaseException | None] | None = None
+        self._waiter = Waiter(loop)
         self.idle_timeout_s = idle_timeout_s
         self.head_by = head_by
         """The event loop's time at which the head is overdue."""
-        self.uploading: asyncio.Task[None] | None = None
-        """Who sends the request's body meanwhile; it is not wanted any more once the answer is over."""
 
     @property
     def ready(self) -> bool:
@@ -71,14 +59,21 @@ class Answer:
         return bool(self._pieces) or self._whole or self._error is not None
 
     async def started(self) -> None:
-        """Wait for the head. Raises `UpstreamError`."""
-        if not self.begun and self._error is None:
-            await self._wait()
-        if not self.begun and self._error is not None:
-            raise self._error
+        """Wait for the head. Raises `UpstreamError`; whatever it raises, the answer is closed then."""
+        try:
+            if not self.begun and self._error is None:
+                await self._waiter
+            if not self.begun and self._error is not None:
+                raise self._error
+        except BaseException:
+            self.close()
+            raise
 
     def take_whole(self) -> bytes | None:
         """The whole body, where it came in one piece that nobody has taken; else None."""
+        if self._body:
+            body, self._body = self._body, b""
+            return body
         if self._whole and self._pieces is not None and len(self._pieces) == 1:
             return self._take(self._pieces)
         return None
@@ -87,11 +82,11 @@ class Answer:
         """The next piece of the body, as soon as there is one; b"" at its proper end. Raises `UpstreamError`."""
         while not self._pieces:
             if self._whole:
-                return b""
+                return self.take_whole() or b""
             if self._error is not None:
                 raise self._error
             self._link.resume()
-            await self._wait()
+            await self._waiter
         return self._take(self._pieces)
 
     async def pipe(self, sink: Sink) -> bool:
@@ -104,17 +99,18 @@ class Answer:
             if sink(self._take(self._pieces)):
                 return False
         if self._whole:
-            return True
+            return not (self._body and sink(self.take_whole() or b""))
         if self._error is not None:
             raise self._error
         self._sink = sink
         self._stopped = False
         self._link.resume()
         try:
-            raised = await self._wait()
+            await self._waiter
         finally:
             self._sink = None
-        if raised is not None:
+        if self._raised is not None:
+            raised, self._raised = self._raised, None
             raise raised
         if self._stopped:
             return False
@@ -131,6 +127,9 @@ class Answer:
 
     # -- the link's side -----------------------------------------------------------------------
 
+    # It says of itself what happened, and is told by `told` to run the task that waits: last, for that task goes on
+    # there and then.
+
     def begin(self, status: int, reason: bytes, headers: RawHeaders) -> bool:
         """The head is there; False if it is of no use."""
         try:
@@ -138,23 +137,22 @@ class Answer:
         except UpstreamError:
             return False
         self.begun = True
-        self._wake()
         return True
 
     def begin_whole(self, data: bytes) -> bool:
-        """`begin` and `feed` at once, if `data` is all of an ordinary answer; else nothing is done and False said."""
+        """`begin`, `feed` and `finish` at once, if `data` is all of an ordinary answer; else nothing is done and False
+        said."""
         found = read_plain(data, self._secrets)
         if found is None:
             return False
-        self.head, body = found
-        self.begun = True
-        if body:
-            self._pieces = deque((body,))
-            self._size = len(body)
+        self.head, self._body = found
+        self.begun = self._whole = True
+        if self.uploading is not None:
+            self._stop_upload()
         return True
 
-    def feed(self, data: bytes) -> None:
-        """A piece of the body."""
+    def feed(self, data: bytes) -> bool:
+        """A piece of the body; whether somebody is to be `told`."""
         sink = self._sink
         if sink is None:
             if self._pieces is None:
@@ -163,30 +161,31 @@ class Answer:
             self._size += len(data)
             if self._size > READ_BUFFER_BYTES:
                 self._link.pause()
-            self._wake()
-            return
-        raised: BaseException | None = None
+            return True
         try:
             if not sink(data):
-                return
+                return False
         except BaseException as exc:  # whoever awaits the pipe is told, not the transport
-            raised = exc
+            self._raised = exc
         self._sink = None
         self._stopped = True
         self._link.pause()
-        self._wake(raised)
+        return True
 
     def finish(self) -> None:
         """The body is whole."""
         self._whole = True
         self._stop_upload()
-        self._wake()
 
     def fail(self, error: UpstreamError) -> None:
         """It breaks off here."""
         self._error = error
         self._stop_upload()
-        self._wake()
+        self.told()
+
+    def told(self) -> None:
+        """Let whoever waits for the head, for a piece or for the end go on."""
+        self._waiter.wake()
 
     def _stop_upload(self) -> None:
         if self.uploading is not None:
@@ -197,14 +196,3 @@ class Answer:
         piece = pieces.popleft()
         self._size -= len(piece)
         return piece
-
-    async def _wait(self) -> BaseException | None:
-        self._waiter = self._loop.create_future()
-        try:
-            return await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self, raised: BaseException | None = None) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(raised)

@@ -51,7 +51,7 @@ class Link(asyncio.BufferedProtocol):
     __slots__ = (
         "_answer", "_bodiless", "_buffer", "_excess", "_head", "_head_bytes", "_headers",
         "_keeps", "_loop", "_over", "_parser", "_paused", "_pieces", "_reason", "_seen", "_status", "_timer",
-        "_transport", "_unblocked", "_uploading", "_whole", "born", "idle_since",
+        "_timer_at", "_transport", "_unblocked", "_uploading", "_whole", "born", "idle_since",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview, over: Callable[[Link, bool], None]) -> None:
@@ -71,6 +71,7 @@ class Link(asyncio.BufferedProtocol):
         self._uploading = False
         self._unblocked: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._seen = 0.0
         self._paused = False
         self.born = self.idle_since = loop.time()
@@ -84,24 +85,32 @@ class Link(asyncio.BufferedProtocol):
         return transport is not None and self._answer is None and not transport.is_closing()
 
     def begin(
-        self, answer: Answer, data: bytes, rest: bytes | None = None, *, bodiless: bool, uploading: bool = False
+        self,
+        answer: Answer,
+        data: bytes,
+        now: float,
+        rest: bytes | None = None,
+        *,
+        bodiless: bool = False,
+        uploading: bool = False,
     ) -> None:
         """Send `data`, a request's head with its body or the beginning of it; what comes back goes to `answer`.
 
-        `rest`: of the body, sent after it. `bodiless`: the answer has a head only (HEAD). `uploading`: `write` and
-        `sent` follow.
+        `now`: the loop's time. `rest`: of the body, sent after it. `bodiless`: the answer has a head only (HEAD).
+        `uploading`: `write` and `sent` follow.
         """
         self._answer = answer
         self._bodiless = bodiless
         self._uploading = uploading
         self._head = self._whole = self._excess = False
         self._head_bytes = 0
-        self._seen = self._loop.time()
+        self._seen = now
         if self._transport is not None:
             self._transport.write(data)
             if rest is not None:
                 self._transport.write(rest)
-        self._watch()
+        if self._timer is None or self._timer_at > answer.head_by or self._timer_at > now + answer.idle_timeout_s:
+            self._watch()
 
     async def write(self, data: bytes) -> None:
         """Send more of the request's body; waits while the provider does not take it."""
@@ -162,8 +171,9 @@ class Link(asyncio.BufferedProtocol):
         if self._unblocked is not None and not self._unblocked.done():
             self._unblocked.set_result(None)
 
-    def _release(self, *, reusable: bool) -> None:
+    def _release(self, now: float, *, reusable: bool) -> None:
         self._answer = None
+        self.idle_since = now
         if self._uploading:
             self._uploading = reusable = False  # answered early: the rest of the request is not wanted
         elif reusable and self._transport is not None and self._transport.get_write_buffer_size():
@@ -196,18 +206,18 @@ class Link(asyncio.BufferedProtocol):
             # Nobody asked: it would be taken for the answer to the next request, which may be another client's.
             self._end_unasked()
             return
-        self._seen = self._loop.time()
+        now = self._seen = self._loop.time()
         data = self._buffer[:nbytes]
         if not (self._head or self._head_bytes or self._bodiless) and answer.begin_whole(bytes(data)):
-            self._head = self._whole = True
-            self._release(reusable=True)
-            answer.finish()
+            self._release(now, reusable=True)
+            answer.told()
             return
         self._parse(answer, parser, data)
 
     def _parse(self, answer: Answer, parser: HttpResponseParser, data: memoryview) -> None:
         fault = False
         had_head = self._head
+        news = False
         try:
             parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade):
@@ -226,17 +236,22 @@ class Link(asyncio.BufferedProtocol):
             if not answer.begin(self._status, self._reason, tuple(headers)):
                 self._fail(UpstreamError("broken_answer", sent=True))
                 return
+            news = True
         if self._pieces:
             self._head_bytes = 0
             pieces, self._pieces = self._pieces, []
-            answer.feed(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            news = answer.feed(pieces[0] if len(pieces) == 1 else b"".join(pieces)) or news
             if self._answer is not answer:
+                answer.told()
                 return  # whoever took it has given up
         if fault and not self._whole:
             self._fail(UpstreamError("broken_body", sent=True))
         elif self._whole:
-            self._release(reusable=self._keeps and not fault and not self._excess)
+            self._release(self._seen, reusable=self._keeps and not fault and not self._excess)
             answer.finish()
+            answer.told()
+        elif news:
+            answer.told()
 
     def eof_received(self) -> None:
         return None  # closed on both sides: nobody answers after half a connection
@@ -251,8 +266,9 @@ class Link(asyncio.BufferedProtocol):
         elif exc is not None or answer.head.framed:
             self._fail(UpstreamError("broken_body", sent=True))
         else:
-            self._release(reusable=False)
+            self._release(self._loop.time(), reusable=False)
             answer.finish()
+            answer.told()
 
     def pause_writing(self) -> None:
         pass  # `write` asks how much is unsent
@@ -319,10 +335,14 @@ class Link(asyncio.BufferedProtocol):
             return
         due = self._due(answer)
         if self._timer is None:
-            self._timer = self._loop.call_at(due, self._look)
-        elif self._timer.when() > due:
+            self._set_timer(due)
+        elif self._timer_at > due:
             self._timer.cancel()
-            self._timer = self._loop.call_at(due, self._look)
+            self._set_timer(due)
+
+    def _set_timer(self, due: float) -> None:
+        self._timer_at = due
+        self._timer = self._loop.call_at(due, self._look)
 
     def _due(self, answer: Answer) -> float:
         if self._paused:

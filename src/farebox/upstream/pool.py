@@ -97,7 +97,7 @@ class Pool:
 
     def _over(self, link: Link, reusable: bool) -> None:
         """An exchange has ended, or an idle connection was lost."""
-        if reusable and not self.closed and self._loop.time() - link.born < CONNECTION_AGE_S:
+        if reusable and not self.closed and link.idle_since - link.born < CONNECTION_AGE_S:
             self._free(link)
         else:
             self._drop(link)
@@ -108,7 +108,6 @@ class Pool:
             if not waiter.done():
                 waiter.set_result(link)
                 return
-        link.idle_since = self._loop.time()
         self._idle.append(link)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(IDLE_CONNECTION_S, self._sweep)
