@@ -13,6 +13,7 @@ from farebox.upstream.answer import Answer
 from farebox.upstream.errors import UpstreamError
 from farebox.upstream.head import Head, read_plain
 from farebox.upstream.link import Link
+from farebox.upstream.shapes import SHAPES_MAX, UNKNOWN_MAX, Shapes
 from support.wires import Wire
 
 SECRET = b"sk-secret-12345"
@@ -39,7 +40,7 @@ def answered(*pieces: bytes, bodiless: bool = False) -> Seen:
         over: list[bool] = []
         link = Link(loop, memoryview(bytearray(65536)), lambda _, reusable: over.append(reusable))
         wire = Wire(loop, link)
-        answer = Answer(loop, link, secrets=[SECRET], idle_timeout_s=60, head_by=loop.time() + 60)
+        answer = Answer(loop, link, shapes=Shapes([SECRET]), idle_timeout_s=60, head_by=loop.time() + 60)
         link.begin(answer, b"", loop.time(), bodiless=bodiless)
         for piece in pieces:
             wire.say(piece)
@@ -121,6 +122,48 @@ def test_what_is_read_at_once_is_what_the_parser_reads(data: bytes) -> None:
     found = read_plain(data, [SECRET])
     if found is not None:
         assert answered(data[:9], data[9:]) == Seen(found[0], found[1], None, True)
+
+
+@given(st.lists(_answers | _nearly, max_size=6), _answers | _nearly)
+def test_what_was_read_before_changes_nothing(before: list[bytes], data: bytes) -> None:
+    """An answer of a known shape is read as one of an unknown shape is."""
+    shapes = Shapes([SECRET])
+    for earlier in [ORDINARY, *before]:
+        shapes.read(earlier)
+    assert shapes.read(data) == read_plain(data, [SECRET])
+    assert shapes.read(data) == read_plain(data, [SECRET])
+
+
+@given(_pairs, st.binary(max_size=4), _status)
+def test_a_known_shape_with_other_values(field: tuple[bytes, bytes], body: bytes, status: bytes) -> None:
+    """Whatever stands in the fields of a head whose names are known, it means what it meant without knowing them."""
+
+    def said(value: bytes, length: int) -> bytes:
+        head = b"HTTP/1.1 %b\r\nA: %b\r\n%b: %b\r\nConnection: %b\r\nX-Request-Id: %b\r\n"
+        fields = head % (status, value, field[0], value, value, value)
+        return fields + b"Content-Type: a/%b\r\nContent-Length: %d\r\n\r\n" % (value, length) + body
+
+    shapes = Shapes([SECRET])
+    first = said(b"keep-alive", len(body)).replace(status, b"200 OK")
+    shapes.read(first)
+    for data in (first, *(said(value, len(body) + more) for value in (field[1], SECRET) for more in (0, 1))):
+        assert shapes.read(data) == read_plain(data, [SECRET])
+
+
+def test_shapes_are_bounded() -> None:
+    """So many are kept; a further one waits until the known ones have not fitted for long."""
+
+    def answer(number: int) -> bytes:
+        return b"HTTP/1.1 200 OK\r\nX-%d: y\r\nContent-Length: 0\r\n\r\n" % number
+
+    shapes = Shapes([])
+    for number in range(SHAPES_MAX + 1):
+        assert shapes.read(answer(number)) == read_plain(answer(number), [])
+    known = list(shapes._shapes)
+    assert len(known) == SHAPES_MAX
+    for _ in range(UNKNOWN_MAX):
+        shapes.read(answer(SHAPES_MAX))
+    assert len(shapes._shapes) == SHAPES_MAX and list(shapes._shapes)[1:] == known[:-1]
 
 
 @pytest.mark.parametrize("at", range(1, len(ORDINARY)))

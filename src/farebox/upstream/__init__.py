@@ -22,6 +22,7 @@ from farebox.upstream.head import CREDENTIALS, HOP_BY_HOP, Head, RawHeaders, con
 from farebox.upstream.link import FIELD_BYTES_MAX, Link
 from farebox.upstream.opening import Opener
 from farebox.upstream.pool import IDLE_CONNECTION_S, Pool
+from farebox.upstream.shapes import Shapes
 
 __all__ = [
     "FIELD_BYTES_MAX",
@@ -67,6 +68,7 @@ class Upstream:
         self._own = _own_headers(provider)
         self._own_names = frozenset(name.lower() for name, _ in self._own)
         self._secrets = [secret.encode() for secret in provider.credentials if len(secret) >= _SECRET_CHARS_MIN]
+        self._shapes = Shapes(self._secrets)
         opener = opener or Opener(provider)
         self.proxy = "" if opener.via is None else f"{opener.via.host}:{opener.via.port}"
         """The proxy its connections go through, if any."""
@@ -127,7 +129,7 @@ class Upstream:
         head_by: float,
     ) -> Answer:
         answer = Answer(
-            self._loop, link, secrets=self._secrets, idle_timeout_s=self.provider.idle_timeout_s, head_by=head_by
+            self._loop, link, shapes=self._shapes, idle_timeout_s=self.provider.idle_timeout_s, head_by=head_by
         )
         if isinstance(body, bytes) and len(body) <= _JOINED_BYTES:
             whole = b"%bContent-Length: %d\r\n\r\n%b" % (start, len(body), body)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from farebox.upstream.errors import UpstreamError
-from farebox.upstream.head import Head, RawHeaders, read_head, read_plain, without
+from farebox.upstream.head import Head, RawHeaders, read_head, without
 from farebox.upstream.link import Link
+from farebox.upstream.shapes import Shapes
 from farebox.waiter import Waiter
 
 READ_BUFFER_BYTES = 64 * 1024
@@ -42,12 +43,12 @@ class Answer:
         loop: asyncio.AbstractEventLoop,
         link: Link,
         *,
-        secrets: Sequence[bytes],
+        shapes: Shapes,
         idle_timeout_s: float,
         head_by: float,
     ) -> None:
         self._link = link
-        self._secrets = secrets
+        self._shapes = shapes
         self._waiter = Waiter(loop)
         self.idle_timeout_s = idle_timeout_s
         self.head_by = head_by
@@ -133,7 +134,7 @@ class Answer:
     def begin(self, status: int, reason: bytes, headers: RawHeaders) -> bool:
         """The head is there; False if it is of no use."""
         try:
-            self.head = read_head(status, reason, without(headers, self._secrets))
+            self.head = read_head(status, reason, without(headers, self._shapes.secrets))
         except UpstreamError:
             return False
         self.begun = True
@@ -142,7 +143,7 @@ class Answer:
     def begin_whole(self, data: bytes) -> bool:
         """`begin`, `feed` and `finish` at once, if `data` is all of an ordinary answer; else nothing is done and False
         said."""
-        found = read_plain(data, self._secrets)
+        found = self._shapes.read(data)
         if found is None:
             return False
         self.head, self._body = found
