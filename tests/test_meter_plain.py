@@ -30,7 +30,7 @@ NAMES = st.sampled_from(["a", "b", "look_up", "us"])
 def told(reader: Meter) -> dict[str, Any]:
     """Everything a meter says of a whole answer, as plain data; the usage object as the JSON value it is."""
     reading = reader.finish()
-    fields = {name: getattr(reading, name) for name in reading.__struct_fields__}
+    fields = {name: getattr(reading, name) for name in reading.__struct_fields__ if name != "plain"}
     raw = None if reading.usage_raw is None else json.loads(msgspec.json.encode(reading.usage_raw))
     return {**fields, "usage_raw": raw, "terminal": reader.terminal, "id": reader.stored_id, "stored": reader.stored}
 

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.accounting import Attempt, begun, begun_held, provisional
+from farebox.accounting import Attempt, provisional
 from farebox.dialects.raw import LEFT_OUT
 from farebox.holds import Hold
+from farebox.kinds import Kind
 from farebox.paths import parse
 from farebox.payload import BYTES_MAX, bare, cut, encode
 from farebox.records import Caller, FloatHold, ToolCall, UsageEvent
+from farebox.rows import begun
 from support.events import STARTED, event
 
 HARSH = st.text(st.characters(codec=None), max_size=300) | st.sampled_from(["\0", "\ud800", "x" * 9000, "😀" * 3000])
@@ -157,11 +159,8 @@ CALLERS = st.builds(
     team=st.none() | HARSH,
     project=st.none() | HARSH,
 )
-ATTEMPTS = st.builds(
-    Attempt,
-    id=st.uuids(),
-    request_id=st.uuids(),
-    number=st.integers(1, 5),
+KINDS = st.builds(
+    Kind,
     caller=CALLERS,
     target=st.sampled_from(["/v1/chat/completions", "/v1/moderations", "/v1/files", "/v1/embeddings", "/v1/odd"]).map(
         lambda path: parse("POST", path)
@@ -170,21 +169,28 @@ ATTEMPTS = st.builds(
     dialect=HARSH,
     model=st.none() | HARSH,
     stream=st.booleans(),
+    service_tier=st.sampled_from([None, "", "auto", "flex", "x" * 9000]),
+    tags=st.dictionaries(HARSH, HARSH, max_size=5),
+)
+ATTEMPTS = st.builds(
+    Attempt,
+    id=st.uuids(),
+    request_id=st.uuids(),
+    number=st.integers(1, 5),
+    kind=KINDS,
     session=st.none() | HARSH,
     end_user=st.none() | HARSH,
-    tags=st.dictionaries(HARSH, HARSH, max_size=5),
     request_bytes=st.integers(0, 2**40),
     started_at=st.datetimes(timezones=st.just(UTC), max_value=datetime(9000, 1, 1)),
     received=st.just(7.0),
     sent=st.just(7.0),
-    service_tier=st.sampled_from([None, "", "auto", "flex", "x" * 9000]),
 )
 
 
 @given(ATTEMPTS)
 def test_what_is_journalled_first_is_the_row_of_a_crash(attempt: Attempt) -> None:
     """The short begin of a call without budgets becomes the row that its whole provisional event would have become."""
-    begin = encode(begun(attempt))
+    begin = begun(attempt)
     storable(begin)
     row, whole = (
         msgspec.json.decode(cut(form, attempt.started_at.timestamp()), type=UsageEvent)
@@ -212,7 +218,7 @@ def test_what_is_journalled_of_a_held_call_is_its_provisional_event(
 ) -> None:
     """The short begin of a call that holds money is the whole event, charge and float and all, cut off or not."""
     attempt.hold, attempt.drawn = hold, drawn
-    short, long = encode(begun_held(attempt, hold)), encode(provisional(attempt))
+    short, long = begun(attempt), encode(provisional(attempt))
     storable(short)
     at = attempt.started_at.timestamp()
     for one, other in ((short, long), (cut(short, at), cut(long, at)), (bare(short, STARTED), bare(long, STARTED))):

@@ -16,41 +16,32 @@ from uuid import UUID
 import msgspec
 
 from farebox.holds import Hold, put_hold
+from farebox.kinds import Kind
 from farebox.meter import Reading
 from farebox.paths import Target
-from farebox.records import Begun, BegunHeld, Caller, FloatHold, Outcome, Usage, UsageEvent, UsageSource
+from farebox.records import FloatHold, Outcome, Usage, UsageEvent, UsageSource
 
 BYTES_PER_TOKEN = 4
 """The roughest estimate there is, for a `begin` that no `end` follows: tokens are not counted then."""
-
-_ORDINARY_TIERS = frozenset({None, "", "auto", "default", "standard", "standard_only", "on_demand"})
 
 Ending = Literal["whole", "broken", "client", "shutdown", "budget"]
 """How the relay of an attempt stopped: the provider ended its body properly; it broke off or timed
 out; the client left and farebox stopped reading; farebox itself shut down; a budget was used up."""
 
 
-class Attempt(msgspec.Struct, eq=False):
+class Attempt(msgspec.Struct, eq=False, gc=False):
     """One request sent to one provider, as far as it has got. Times are monotonic seconds."""
 
     id: UUID
     request_id: UUID
     number: int
-    caller: Caller
-    target: Target
-    provider: str
-    dialect: str
-    model: str | None
-    stream: bool
-    session: str | None
-    end_user: str | None
-    tags: dict[str, str]
-    request_bytes: int
+    kind: Kind
     started_at: datetime
     received: float
     sent: float
-    service_tier: str | None = None
-    """The tier the request asks for."""
+    request_bytes: int
+    session: str | None = None
+    end_user: str | None = None
     status: int | None = None
     upstream_request_id: str | None = None
     last_byte: float | None = None
@@ -59,6 +50,29 @@ class Attempt(msgspec.Struct, eq=False):
     """What budgets hold for it; None where none counts it. Replaced whole when it grows."""
     drawn: FloatHold | None = None
     """What it holds out of a float; None where it was reserved on its own."""
+
+    @property
+    def target(self) -> Target:
+        return self.kind.target
+
+    @property
+    def provider(self) -> str:
+        return self.kind.provider
+
+    @property
+    def model(self) -> str | None:
+        """As the request names it."""
+        return self.kind.model
+
+    @property
+    def stream(self) -> bool:
+        """Whether the request asks for a stream."""
+        return self.kind.stream
+
+    @property
+    def service_tier(self) -> str | None:
+        """The tier the request asks for."""
+        return self.kind.service_tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,95 +83,15 @@ class Estimate:
     output_tokens: int | None = None
 
 
-def begun(attempt: Attempt) -> Begun:
-    """What is journalled of an attempt for which nothing is held, before its first byte goes up.
-
-    A crash makes the row of it that `provisional` would be.
-    """
-    caller, target = attempt.caller, attempt.target
-    estimated = _estimated(target)
-    return Begun(
-        attempt.id,
-        attempt.request_id,
-        attempt.number,
-        attempt.started_at,
-        attempt.provider,
-        attempt.dialect,
-        target.endpoint,
-        target.operation,
-        caller.key_id,
-        caller.key_name,
-        caller.team,
-        caller.project,
-        attempt.end_user,
-        attempt.session,
-        attempt.tags,
-        attempt.model,
-        _asked_tier(attempt),
-        attempt.stream,
-        "estimate" if estimated else "none",
-        -(-attempt.request_bytes // BYTES_PER_TOKEN) if estimated else None,
-    )
-
-
-def begun_held(attempt: Attempt, hold: Hold) -> BegunHeld:
-    """What is journalled of an attempt with a hold: the members of its `provisional` event, at half the cost."""
-    caller, target = attempt.caller, attempt.target
-    read: int | None = None
-    written: int | None = None
-    source: UsageSource = "none"
-    if _estimated(target):
-        source, read = "estimate", -(-attempt.request_bytes // BYTES_PER_TOKEN)
-    usd = hold.usd if hold.usd else None
-    if usd is not None or hold.input_tokens + hold.output_tokens:
-        read, written = max(read or 0, hold.input_tokens), hold.output_tokens
-    if usd is not None:
-        source = "hold"
-    return BegunHeld(
-        attempt.id,
-        attempt.request_id,
-        attempt.number,
-        attempt.started_at,
-        attempt.provider,
-        attempt.dialect,
-        target.endpoint,
-        target.operation,
-        caller.key_id,
-        caller.key_name,
-        caller.team,
-        caller.project,
-        attempt.end_user,
-        attempt.session,
-        attempt.tags,
-        attempt.model,
-        _asked_tier(attempt),
-        attempt.stream,
-        source,
-        read,
-        attempt.started_at,
-        "farebox_cut",
-        written,
-        usd,
-        None if usd is None else "hold",
-        attempt.drawn,
-        list(hold.budget_ids),
-    )
-
-
 def provisional(attempt: Attempt) -> UsageEvent:
     """The event a crash would leave, with what is held for it."""
     event = _event(attempt, "farebox_cut", finished=attempt.received)
-    if _estimated(attempt.target):
+    if attempt.kind.estimated:
         event.usage_source = "estimate"
-        event.input_tokens = math.ceil(attempt.request_bytes / BYTES_PER_TOKEN)
+        event.input_tokens = -(-attempt.request_bytes // BYTES_PER_TOKEN)
     if attempt.hold is not None:
         put_hold(event, attempt.hold)
     return event
-
-
-def _estimated(target: Target) -> bool:
-    """Whether a call of which nothing is known but its request used tokens, for all that is known."""
-    return target.metered and target.operation != "moderations"
 
 
 def outcome_of(attempt: Attempt, reading: Reading | None, ending: Ending, *, gone: bool) -> Outcome:
@@ -277,7 +211,7 @@ def _copy(event: UsageEvent, reading: Reading, attempt: Attempt) -> None:
         event.tool_calls = reading.tool_calls
         event.tool_calls_count = sum([call.count for call in reading.tool_calls])
     if reading.first_token_at is not None:
-        event.ttft_ms = _ms(reading.first_token_at - attempt.received)
+        event.ttft_ms = first_token_ms(attempt, reading.first_token_at)
 
 
 def _copy_usage(event: UsageEvent, usage: Usage) -> None:
@@ -296,51 +230,47 @@ def _copy_usage(event: UsageEvent, usage: Usage) -> None:
 
 
 def _event(attempt: Attempt, outcome: Outcome, *, finished: float) -> UsageEvent:
-    caller, target = attempt.caller, attempt.target
-    duration = finished - attempt.received
+    kind = attempt.kind
+    caller, target = kind.caller, kind.target
     event = UsageEvent(
         id=attempt.id,
         request_id=attempt.request_id,
         attempt=attempt.number,
         started_at=attempt.started_at,
-        finished_at=attempt.started_at + timedelta(0, duration),
+        finished_at=attempt.started_at + timedelta(0, finished - attempt.received),
+        end_user=attempt.end_user,
+        session=attempt.session,
+        provider=kind.provider,
+        dialect=kind.dialect,
+        endpoint=target.endpoint,
+        operation=target.operation,
         key_id=caller.key_id,
         key_name=caller.key_name,
         team=caller.team,
         project=caller.project,
-        end_user=attempt.end_user,
-        session=attempt.session,
-        tags=attempt.tags,
-        provider=attempt.provider,
-        dialect=attempt.dialect,
-        endpoint=target.endpoint,
-        operation=target.operation,
-        requested_model=attempt.model,
-        stream=attempt.stream,
+        tags=kind.tags,
+        requested_model=kind.model,
+        service_tier=kind.asked_tier,
+        stream=kind.stream,
         status=attempt.status,
         outcome=outcome,
         upstream_request_id=attempt.upstream_request_id,
-        service_tier=_asked_tier(attempt),
         from_float=attempt.drawn,
     )
-    if outcome != "farebox_cut" or duration > 0:
-        event.duration_ms = _ms(duration)
-        if attempt.last_byte is not None:
-            upstream = attempt.last_byte - attempt.sent
-            event.upstream_ms = _ms(upstream)
-            event.overhead_ms = max(0.0, _ms(duration - upstream))
+    if outcome != "farebox_cut" or finished > attempt.received:
+        event.duration_ms, event.upstream_ms, event.overhead_ms = spans_ms(attempt, finished)
     return event
 
 
-def _asked_tier(attempt: Attempt) -> str | None:
-    """The tier that was asked for, where it is none of the ordinary ones: what holds until an answer names another.
+def spans_ms(attempt: Attempt, finished: float) -> tuple[float, float | None, float | None]:
+    """How long an attempt took in all, at the provider, and in farebox: milliseconds, to the microsecond."""
+    whole = round((finished - attempt.received) * 1e6)
+    if attempt.last_byte is None:
+        return whole / 1000, None, None
+    upstream = round((attempt.last_byte - attempt.sent) * 1e6)
+    return whole / 1000, upstream / 1000, (whole - upstream) / 1000 if whole > upstream else 0.0
 
-    An `auto` that no answer explains says nothing, and stays out of the row.
-    """
-    tier = attempt.service_tier
-    return None if tier in _ORDINARY_TIERS else tier
 
-
-def _ms(seconds: float) -> float:
-    """Milliseconds, to the microsecond."""
-    return round(seconds * 1e6) / 1000
+def first_token_ms(attempt: Attempt, first_token_at: float) -> float:
+    """From the request's arrival to the first token of its answer: milliseconds, to the microsecond."""
+    return round((first_token_at - attempt.received) * 1e6) / 1000

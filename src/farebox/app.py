@@ -45,7 +45,8 @@ from farebox.proxy.guard import Guard
 from farebox.proxy.models import answer
 from farebox.proxy.ownership import Ownership
 from farebox.proxy.planning import Planner
-from farebox.records import KeyRecord, UsageEvent
+from farebox.recording import Recorder
+from farebox.records import KeyRecord
 from farebox.server import Reply, Request, Server, make_server
 from farebox.store import AlertStore, ModelLists, ObjectStore, PriceLists, Store, is_refusal
 
@@ -82,7 +83,6 @@ class App:
         self._listener = listener
         self._dsn = dsn
         self._stack = contextlib.AsyncExitStack()
-        self._learned = Learned()
         self._log = structlog.get_logger()
 
     async def start(self) -> None:
@@ -205,12 +205,15 @@ class App:
         return self._generations.has_demo(self._snapshot)
 
     def _make_proxy(self, estimator: Estimator) -> Proxy:
+        learned = Learned()
+        recorder = Recorder(self.ledger, self.metrics, learned, lambda: self.prices.pricer, self.budgets.recorded)
         return Proxy(
             self._snapshot,
             identify=self.keyring.authenticate,
             recall=self.keyring.recall,
             begin=self.ledger.begin,
-            record=self._record,
+            record=recorder.record,
+            ordinary=recorder,
             estimate=estimator,
             price=self.prices.price,
             answer_models=partial(answer, self.models),
@@ -218,7 +221,7 @@ class App:
             clock=self.clock,
             guard=Guard(
                 self.budgets,
-                Planner(lambda: self.prices.pricer, self._learned, estimator.refine),
+                Planner(lambda: self.prices.pricer, learned, estimator.refine),
                 self.clock,
                 self.metrics.warned,
             ),
@@ -312,15 +315,6 @@ class App:
         await alerts.start()
         self._stack.push_async_callback(alerts.close)
         return alerts
-
-    def _record(self, event: UsageEvent) -> None:
-        """The one event of an attempt: first written down, then counted."""
-        self.ledger.record(event)
-        self.metrics.observe(event)
-        if event.budget_ids:
-            self._learned.observe(event)
-            if event.from_float is not None:
-                self.budgets.recorded(event.from_float)
 
     async def _adopted(self, journal: Path, whole: bool) -> None:
         """Another process's journal is in Postgres: what it held beyond that, if it was whole, was never sent."""

@@ -58,6 +58,8 @@ class RequestHead:
     """What others derive from this head, by keys of their own; of no more kinds than there are providers and flags.
     It ends with the head, and at the latest with the config. In virtual mode the heads of all keys that differ in
     nothing else share it: what depends on who calls must not be taken from here without comparing the caller."""
+    kinds: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """The kinds of attempts with this very head (`kinds.kind_of`)."""
 
 
 class Heads:
@@ -116,7 +118,7 @@ class Heads:
             own = {
                 name.lower().decode(): _text(value) for name, value in reversed(fields) if name.lower() in _CREDENTIALS
             }
-            return replace(kin, raw=fields, credentials=credentials(own))
+            return replace(kin, raw=fields, credentials=credentials(own), kinds={})
         head = read_head(method, target, version, fields, self._mode)
         if _size(target, fields) <= REMEMBERED_BYTES_MAX:
             self._kin[key] = head

@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from farebox.dialects.raw import nothing_kept, shortened
-from farebox.records import Begun, FloatHold, UsageEvent
+from farebox.records import FloatHold, UsageEvent
 
 BYTES_MAX = 4096
 """Largest payload; the journal's room is counted in it."""
@@ -51,7 +51,7 @@ _BARE_TEXTS = ("provider", "dialect", "endpoint", "operation")
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(UsageEvent)}
 
 
-def encode(event: UsageEvent | Begun) -> bytes:
+def encode(event: UsageEvent) -> bytes:
     """`event` as a JSON object whose members are columns, at most `BYTES_MAX` bytes, valid for `jsonb`."""
     try:
         data = _encode(event)
@@ -128,7 +128,7 @@ def _charged(old: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _members(event: UsageEvent | Begun) -> dict[str, Any]:
+def _members(event: UsageEvent) -> dict[str, Any]:
     members = {name: getattr(event, name) for name in event.__struct_fields__}
     if isinstance(raw := members.get("usage_raw"), msgspec.Raw):
         try:

@@ -22,18 +22,27 @@ from uuid import UUID
 
 import msgspec
 
-from farebox.accounting import Attempt, begun
+from farebox.accounting import Attempt
 from farebox.journal import Journal
+from farebox.kinds import Kind
 from farebox.ledger import Ledger
 from farebox.paths import parse
 from farebox.payload import encode
 from farebox.records import Caller, ToolCall, UsageEvent
+from farebox.rows import begun
 
 IN_FLIGHT = 100
 DRAINED = 400
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
-TARGET = parse("POST", "/v1/chat/completions")
-CALLER = Caller(kind="virtual", key_id=UUID(int=1), key_name="ci", team="research")
+KIND = Kind(
+    caller=Caller(kind="virtual", key_id=UUID(int=1), key_name="ci", team="research"),
+    target=parse("POST", "/v1/chat/completions"),
+    provider="openai",
+    dialect="openai",
+    model="gpt-5-mini",
+    stream=True,
+    tags={"tier": "cheap"},
+)
 
 
 def event(number: int) -> UsageEvent:
@@ -81,15 +90,8 @@ def attempt(number: int) -> Attempt:
         id=id,
         request_id=id,
         number=1,
-        caller=CALLER,
-        target=TARGET,
-        provider="openai",
-        dialect="openai",
-        model="gpt-5-mini",
-        stream=True,
+        kind=KIND,
         session="0193f0c2-7d1e-7b52-9d0a-1c2d3e4f5a6b",
-        end_user=None,
-        tags={"tier": "cheap"},
         request_bytes=5000,
         started_at=NOW,
         received=0.0,
@@ -104,7 +106,7 @@ async def _nowhere(events: object) -> int:
 async def measure(calls: int) -> None:
     """Print one table."""
     attempts, events = [attempt(n) for n in range(calls)], [event(n) for n in range(calls)]
-    sizes = len(encode(begun(attempts[0]))), len(encode(events[0]))
+    sizes = len(begun(attempts[0])), len(encode(events[0]))
     print(f"{calls} calls, begin {sizes[0]} bytes, end {sizes[1]}; us a call    with pwrite   without")
     real: Callable[[int, bytes, int], int] = os.pwrite
     columns: list[dict[str, float]] = []
@@ -136,7 +138,7 @@ async def _spent(
         group = slice(first, first + IN_FLIGHT)
         start = time.process_time()
         for one in attempts[group]:
-            ledger.begin(one.id, encode(begun(one)))
+            ledger.begin(one.id, begun(one))
         middle = time.process_time()
         for ended in events[group]:
             ledger.record(ended)

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from farebox.accounting import Attempt
 from farebox.dialects import PROFILES
+from farebox.kinds import Kind
 from farebox.meter import Meter, Reading
 from farebox.paths import parse
 from farebox.pricing import Pricer
@@ -84,15 +85,13 @@ def attempt(operation: Operation, provider: str) -> Attempt:
         id=UUID(int=1),
         request_id=UUID(int=1),
         number=1,
-        caller=Caller(kind="virtual", key_id=UUID(int=2), key_name="a key", team="a team"),
-        target=parse("POST", "/v1/messages" if operation == "messages" else "/v1/chat/completions"),
-        provider=provider,
-        dialect=provider,
-        model="gpt-4o-mini" if provider == "openai" else "claude-sonnet-4-5",
-        stream=False,
-        session=None,
-        end_user=None,
-        tags={},
+        kind=Kind(
+            caller=Caller(kind="virtual", key_id=UUID(int=2), key_name="a key", team="a team"),
+            target=parse("POST", "/v1/messages" if operation == "messages" else "/v1/chat/completions"),
+            provider=provider,
+            dialect=provider,
+            model="gpt-4o-mini" if provider == "openai" else "claude-sonnet-4-5",
+        ),
         request_bytes=500,
         started_at=datetime(2025, 11, 21, 12, tzinfo=UTC),
         received=10.0,

@@ -41,9 +41,14 @@ class Learned:
         """Learn from an event: from whole answers only, an interrupted one would have been longer."""
         if event.outcome != "complete" or event.usage_source not in ("provider", "partial"):
             return
-        if event.output_tokens is None or event.output_tokens <= 0:
+        if event.output_tokens is not None:
+            self.saw(event.key_id, event.requested_model, event.output_tokens)
+
+    def saw(self, key_id: UUID | None, model: str | None, output_tokens: int) -> None:
+        """Learn from a whole answer; `model` as the request names it."""
+        if output_tokens <= 0:
             return
-        key = (event.key_id, event.requested_model)
+        key = (key_id, model)
         outputs = self._outputs.get(key)
         if outputs is None:
             while len(self._outputs) >= self._pairs_max:
@@ -51,7 +56,7 @@ class Learned:
             outputs = self._outputs[key] = deque(maxlen=OUTPUTS_KEPT)
         else:
             self._outputs.move_to_end(key)
-        outputs.append(event.output_tokens)
+        outputs.append(output_tokens)
         self._quantiles.pop(key, None)
 
     def output_tokens(self, key_id: UUID | None, model: str | None) -> int | None:

@@ -136,9 +136,16 @@ class Ledger:
         self._log.info("the journal takes calls again")
 
     def record(self, event: UsageEvent) -> None:
-        """Write down how an attempt ended. Never fails for one that has begun; another may be lost: logged, counted."""
+        """`end` with an event."""
+        self.end(event.id, payload.encode(event), budgeted=bool(event.budget_ids))
+
+    def end(self, id: UUID, event: bytes, *, budgeted: bool) -> None:
+        """Write down how an attempt ended: the JSON of its event, and whether a budget counts it.
+
+        Never fails for one that has begun; another may be lost: logged, counted.
+        """
         try:
-            self._journal.end(event.id.bytes, payload.encode(event))
+            self._journal.end(id.bytes, event)
         except JournalUnavailable as error:
             self.lost += 1
             self._log.error("an event was lost: it had no begin, and the journal is full", reason=str(error))
@@ -146,7 +153,7 @@ class Ledger:
         self._wake.set()
         if self._journal.backlog >= self._batch_rows_max:
             self._hurry.set()
-        elif event.budget_ids and self._soon is None:
+        elif budgeted and self._soon is None:
             # A budget holds money for its calls until their rows are there. Whoever can't do without it, `settled`
             # sends it at once.
             self._soon = asyncio.get_running_loop().call_later(self._gather_s, self._hurry.set)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from farebox.codings import Decoder
+from farebox.dialects.plain import PlainUsage
 from farebox.dialects.profile import Profile
 from farebox.dialects.usage import Account
 from farebox.meter import plain
@@ -178,9 +179,11 @@ class Meter:
         usage = account.usage
         complete = notes.complete and notes.fault is None
         text = self._text(account, complete)
+        unparsed = notes.unparsed + (self._decoder is not None and self._decoder.broken)
         return Reading(
             usage=usage,
             has_usage=usage.input_tokens is not None or usage.output_tokens is not None,
+            plain=complete and isinstance(raw, PlainUsage) and not (notes.provisional or unparsed),
             usage_raw=raw,
             unexplained_tokens=account.unexplained or None,
             output_provisional=notes.provisional,
@@ -194,7 +197,7 @@ class Meter:
             in_band_error=notes.fault is not None and self._status < 400,
             error_type=notes.fault.type if notes.fault is not None else None,
             error_code=notes.fault.code if notes.fault is not None else None,
-            unparsed_events=notes.unparsed + (self._decoder is not None and self._decoder.broken),
+            unparsed_events=unparsed,
             output_text=text.sample,
             output_chars_total=text.chars_total,
             output_bytes_total=text.bytes_total,

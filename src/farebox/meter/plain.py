@@ -133,6 +133,7 @@ def read(operation: Operation, document: bytes, profile: Profile) -> Plain | Non
     reading = Reading(
         usage=usage,
         has_usage=True,
+        plain=True,
         usage_raw=said,
         model=model,
         service_tier=said.tier or text(answer.service_tier),

@@ -35,6 +35,8 @@ class Reading(msgspec.Struct, kw_only=True, frozen=True):
     usage: Usage
     has_usage: bool
     """The provider reported input or output tokens."""
+    plain: bool = False
+    """It is the whole of a success; `usage` has both counts, came as a `PlainUsage`, and is all that is billed."""
     usage_raw: msgspec.Raw | PlainUsage | None = None
     """The provider's usage object, as JSON or as a type that encodes to it; later snapshots merged over
     earlier ones. Siblings that belong to it (`tool_usage`, `usage_breakdown`) stand in it as members."""

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import structlog
 
+from farebox.kinds import Ended, Kind
 from farebox.logs import exception_facts
 from farebox.metrics import families as f
 from farebox.metrics import reading, text
@@ -24,6 +25,7 @@ from farebox.metrics.families import COST, FAMILIES, OTHER, REQUESTS, TOKEN_TYPE
 from farebox.metrics.series import LABEL_CHARS_MAX, Series, Table, clean
 from farebox.metrics.storage import Storage
 from farebox.records import UsageEvent, UsageSource
+from farebox.rows import Row
 
 KINS_MAX = 10_000
 """Combinations of labels whose places are remembered, by the labels and by the event's own words; likewise."""
@@ -69,6 +71,8 @@ class _Kin(dict[str, int]):
         self._place = place
         self.labels = labels
         self.provider, self.model, _, self.key, _, _ = labels
+        self.bills = source != "none"
+        """Whether a cost of nothing is one."""
         # What every event counts.
         self.requests = place(REQUESTS, labels)
         self.source = place(f.USAGE_SOURCE, (source,))
@@ -161,8 +165,40 @@ class Metrics:
         """Count a call that a used-up budget let pass. Never raises."""
         self._count(f.WARNED, clean(budget))
 
+    def count(self, row: Row, kind: Kind, ended: Ended) -> None:
+        """`observe` with the short form of an event. Never raises."""
+        try:
+            kin = ended.counted
+            if not isinstance(kin, _Kin):
+                kin = ended.counted = self._kin_of_ended(kind, ended)
+            self._count_usual(row, kin)
+            if row.cost_usd is None:
+                self._own[self._place(f.UNPRICED, kin.model)] += 1
+            if row.ttft_ms is not None and kind.stream:
+                self._count_pace(reading.pace(row.output_tokens, row.duration_ms, row.ttft_ms), kin)
+        except Exception as error:
+            self._stumbled("an attempt is missing in the metrics", error)
+
     def _observe(self, event: UsageEvent) -> None:
         own, kin = self._own, self._kin(event)
+        self._count_usual(event, kin)
+        if event.usage_source in f.GUESSED and event.cost_usd is not None:
+            own[self._place(f.UNATTESTED, event.usage_source)] += max(0.0, float(event.cost_usd))
+        if event.cost_usd is None and event.usage_source != "none":
+            own[self._place(f.UNPRICED, kin.model)] += 1
+        if event.provider_cost_usd is not None and (difference := reading.drift(event)):
+            direction = "over" if difference > 0 else "under"
+            own[self._place(f.DRIFT, kin.provider, direction)] += abs(float(difference))
+        if event.stream:
+            self._count_pace(reading.seconds_per_token(event), kin)
+        if event.unparsed_events:
+            own[self._place(f.UNPARSED, kin.provider)] += event.unparsed_events
+        if event.outcome != "complete" and (error := reading.error_kind(event)) is not None:
+            own[self._place(f.UPSTREAM_ERRORS, kin.provider, error)] += 1
+
+    def _count_usual(self, event: UsageEvent | Row, kin: _Kin) -> None:
+        """What events of any kind have, or may have."""
+        own = self._own
         own[kin.requests] += 1
         own[kin.source] += 1
         fresh, read, write, output, reasoning = reading.token_counts(event)
@@ -174,35 +210,20 @@ class Metrics:
             for kind, count in (("cache_read", read), ("cache_write", write), ("reasoning", reasoning)):
                 if count:
                     own[kin[kind]] += count
-        self._money(event, kin)
+        if event.cost_usd is not None and (event.cost_usd or kin.bills):
+            own[kin[COST.name]] += max(0.0, float(event.cost_usd))
         if event.duration_ms is not None:
             self._time(kin, f.DURATION, event.duration_ms / 1000)
         if event.ttft_ms is not None:
             self._time(kin, f.FIRST_TOKEN, event.ttft_ms / 1000)
         if event.overhead_ms is not None:
             self._time(kin, f.OVERHEAD, event.overhead_ms / 1000)
-        if event.stream and (pace := reading.seconds_per_token(event)) is not None:
-            self._time(kin, f.PER_TOKEN, pace)
         for call in event.tool_calls:
             own[self._place(f.TOOL_CALLS, self._table.name("tool", call.name))] += call.count
-        if event.unparsed_events:
-            own[self._place(f.UNPARSED, kin.provider)] += event.unparsed_events
-        if event.outcome != "complete" and (error := reading.error_kind(event)) is not None:
-            own[self._place(f.UPSTREAM_ERRORS, kin.provider, error)] += 1
 
-    def _money(self, event: UsageEvent, kin: _Kin) -> None:
-        own = self._own
-        if event.cost_usd is not None:
-            cost, source = max(0.0, float(event.cost_usd)), event.usage_source
-            if cost or source != "none":
-                own[kin[COST.name]] += cost
-            if source in f.GUESSED:
-                own[self._place(f.UNATTESTED, source)] += cost
-        elif event.usage_source != "none":
-            own[self._place(f.UNPRICED, kin.model)] += 1
-        if event.provider_cost_usd is not None and (difference := reading.drift(event)):
-            direction = "over" if difference > 0 else "under"
-            own[self._place(f.DRIFT, kin.provider, direction)] += abs(float(difference))
+    def _count_pace(self, seconds: float | None, kin: _Kin) -> None:
+        if seconds is not None:
+            self._time(kin, f.PER_TOKEN, seconds)
 
     def _time(self, kin: _Kin, family: Family, seconds: float) -> None:
         own, start, buckets = self._own, kin[family.name], family.buckets
@@ -227,6 +248,19 @@ class Metrics:
                     self._answered.clear()
                 self._answered[words] = kin
         return kin
+
+    def _kin_of_ended(self, kind: Kind, ended: Ended) -> _Kin:
+        """As `_kin` of an event that says `ended`."""
+        name = self._table.name
+        labels = (
+            name("provider", kind.provider),
+            name("model", ended.model or kind.model),
+            name("endpoint", kind.target.endpoint),
+            name("key", kind.caller.key_name),
+            name("status", "200"),
+            "complete",
+        )
+        return self._kin_of(labels, "provider")
 
     def _labels(self, event: UsageEvent, *, answered: bool) -> tuple[str, ...]:
         name = self._table.name

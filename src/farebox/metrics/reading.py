@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from farebox.records import UsageEvent
+from farebox.rows import Row
 
 _COUNT_MAX = 2**63 - 1
 """A count that the store's column can't hold is NULL in the row, so it is nothing here."""
@@ -21,7 +22,7 @@ _KINDS = {
 }
 
 
-def token_counts(event: UsageEvent) -> tuple[int, int, int, int, int]:
+def token_counts(event: UsageEvent | Row) -> tuple[int, int, int, int, int]:
     """Tokens in disjoint types: (input, cache_read, cache_write, output, reasoning). They sum to `total_tokens`.
 
     A part that is said to be larger than its whole counts as far as the whole goes: reads before writes.
@@ -68,10 +69,17 @@ def answered(event: UsageEvent) -> bool:
 
 def seconds_per_token(event: UsageEvent) -> float | None:
     """Seconds for each output token after the first, of a stream that was complete."""
-    if not event.stream or event.outcome != "complete" or event.ttft_ms is None or event.duration_ms is None:
+    if not event.stream or event.outcome != "complete":
         return None
-    further = _count(event.output_tokens) - 1
-    return max(0.0, event.duration_ms - event.ttft_ms) / 1000 / further if further > 0 else None
+    return pace(event.output_tokens, event.duration_ms, event.ttft_ms)
+
+
+def pace(output_tokens: int | None, duration_ms: float | None, ttft_ms: float | None) -> float | None:
+    """Seconds for each token after the first; None where that can't be said."""
+    if ttft_ms is None or duration_ms is None:
+        return None
+    further = _count(output_tokens) - 1
+    return max(0.0, duration_ms - ttft_ms) / 1000 / further if further > 0 else None
 
 
 def drift(event: UsageEvent) -> Decimal | None:

@@ -12,7 +12,7 @@ Storing entries, refreshing them and correcting rows is left to others.
 from farebox.pricing.book import PriceBook
 from farebox.pricing.configured import config_entries
 from farebox.pricing.entry import Match, Period, Price, Rates, Step, Variant, beginning, digest
-from farebox.pricing.pricer import Costing, Pricer, Quote
+from farebox.pricing.pricer import Costing, Pricer, Quote, Standing
 from farebox.pricing.publishers import NONE, book_of, unknown_books
 from farebox.pricing.shipped import Snapshot, shipped
 
@@ -27,6 +27,7 @@ __all__ = [
     "Quote",
     "Rates",
     "Snapshot",
+    "Standing",
     "Step",
     "Variant",
     "beginning",

@@ -16,7 +16,6 @@ from farebox.pricing.tables import EXACT, Table
 _ROUNDED = Context(prec=40, traps=[InvalidOperation, DivisionByZero, Overflow])
 
 ZERO = Decimal(0)
-_MILLION_PLACES = 6
 _PER_HOUR = Decimal(3_600)
 _ONE, _TEN = Decimal(1), Decimal(10)
 
@@ -27,7 +26,14 @@ def tokens_usd(table: Table, counts: Counts, image_in: int = 0, image_out: int =
         total = _of_buckets(table, split(counts, image_in, image_out))
     else:
         total = _of_text(table, counts)
-    return None if total is None else EXACT.scaleb(Decimal(total), -table.places - _MILLION_PLACES)
+    return None if total is None else EXACT.multiply(table.unit, total)
+
+
+def text_usd(table: Table, counts: Counts) -> Decimal | None:
+    """`tokens_usd`, `tidy`, of a call for text whose price is that of its tokens; None where it may be another."""
+    if counts.audio_input_tokens or counts.audio_output_tokens or not table.textual:
+        return None
+    return tidy(EXACT.multiply(table.unit, _of_text(table, counts)))
 
 
 def units_usd(table: Table, units: Mapping[str, int | float]) -> Decimal | None:

@@ -69,7 +69,7 @@ def served(event: UsageEvent) -> Served:
     if raw is None:
         return PLAIN
     if isinstance(raw, PlainUsage):
-        if raw.place is None or raw.place.lower() in _PLACES:
+        if is_plain(raw):
             return PLAIN
         raw = msgspec.to_builtins(raw)
     elif not isinstance(raw, dict):
@@ -88,6 +88,11 @@ def served(event: UsageEvent) -> Served:
     # Groq's compound systems: other models, and tools whose fees no member tells. And what was too large to keep.
     unpriceable = _draws(raw) or bool(raw.get("usage_breakdown")) or lacks(raw, _READ)
     return Served(tuple(needs), tuple(_parts(raw)), unpriceable)
+
+
+def is_plain(raw: PlainUsage) -> bool:
+    """Whether what a plain usage object says beside counts makes no difference to the price."""
+    return raw.place is None or raw.place.lower() in _PLACES
 
 
 def _names_any(data: bytes) -> bool:

@@ -17,8 +17,9 @@ from farebox.config import Provider
 from farebox.dialects import PROFILES, Profile
 from farebox.dialects.usage import read_usage
 from farebox.pricing import most, tables
-from farebox.pricing.amounts import ZERO, tidy, tokens_usd, units_usd
+from farebox.pricing.amounts import ZERO, text_usd, tidy, tokens_usd, units_usd
 from farebox.pricing.book import Lineage, PriceBook, keep
+from farebox.pricing.buckets import Counts
 from farebox.pricing.configured import Overrides
 from farebox.pricing.entry import Price
 from farebox.pricing.images import image_tokens
@@ -58,12 +59,35 @@ class Costing(NamedTuple):
 
 _Found = tuple[Price, Tariff]
 """An entry and its rates."""
-_Standing = tuple[datetime, datetime, _Found | None]
-"""From when to before when something was found, or that nothing was."""
 _Asked = tuple[str, str, str | None, tuple[tuple[str, str], ...], bool]
 """How a call is to be served: provider, model, tier, speed and the like, and whether the dearest way counts."""
 _MostStanding = tuple[datetime, datetime, Most]
 _MINUTE = timedelta(minutes=1)
+_encode = msgspec.json.Encoder().encode
+
+
+class Standing:
+    """What `pricer` found for calls of one model and tier from `since` to before `until`. What holds changes with the
+    minute, no faster."""
+
+    __slots__ = ("found", "pricer", "since", "source", "until")
+
+    def __init__(self, pricer: Pricer, at: datetime, found: _Found | None) -> None:
+        self.pricer = pricer
+        self.since = at.replace(second=0, microsecond=0)
+        self.until = self.since + _MINUTE
+        self.found = found
+        self.source: msgspec.Raw | None = None
+        """The JSON of `cost_source`, and after it of `price_id` with its name; None where there is no price."""
+        if found is not None:
+            self.source = msgspec.Raw(b'"prices","price_id":' + _encode(found[0].id))
+
+    def text_usd(self, counts: Counts) -> Decimal | None:
+        """What a call for text costs; None where there is no price, or it depends on more than the tokens."""
+        if self.found is None:
+            return None
+        tariff = self.found[1]
+        return text_usd(tariff.table(counts.input_tokens or 0) if tariff.steps else tariff.base, counts)
 
 
 class _Candidate(NamedTuple):
@@ -87,7 +111,7 @@ class Pricer:
         self._known: dict[tuple[str, str | None, str | None], tuple[_Candidate, ...]] = {}
         self._tariffs: dict[tuple[str, int, tuple[int, ...]], Tariff] = {}
         self._mosts: dict[_Asked, _MostStanding] = {}
-        self._standings: dict[tuple[str, str | None, str | None, str | None], _Standing] = {}
+        self._standings: dict[tuple[str, str | None, str | None, str | None], Standing] = {}
 
     def price(self, event: UsageEvent) -> None:
         """Set `cost_usd`, `cost_source` and `price_id` of `event`, and nothing else.
@@ -111,7 +135,8 @@ class Pricer:
             return None
         how = served(event)
         if how is PLAIN:
-            found = self._standing(event)
+            asked, tier, at = event.requested_model, event.service_tier, event.started_at
+            found = self.standing(event.provider, event.model, asked, tier, at).found
         elif how.unpriceable:
             return None
         else:
@@ -184,18 +209,15 @@ class Pricer:
         keep(self._mosts, key, standing, NAMES_MAX)
         return standing
 
-    def _standing(self, event: UsageEvent) -> _Found | None:
-        """What `_find` says for an ordinary call, kept for the minute: what holds changes no faster."""
-        at = event.started_at
-        key = (event.provider, event.model, event.requested_model, event.service_tier)
+    def standing(self, provider: str, model: str | None, asked: str | None, tier: str | None, at: datetime) -> Standing:
+        """What holds at `at` for calls that ask for no more than a `tier`. `asked`: the model as requests name it."""
+        key = (provider, model, asked, tier)
         standing = self._standings.get(key)
-        if standing is not None and at.tzinfo is UTC and standing[0] <= at < standing[1]:
-            return standing[2]
-        at = _utc(at)
-        found = self._find(*key[:3], tier_needs(event.service_tier), at)
-        minute = at.replace(second=0, microsecond=0)
-        keep(self._standings, key, (minute, minute + _MINUTE, found), NAMES_MAX)
-        return found
+        if standing is None or at.tzinfo is not UTC or not standing.since <= at < standing.until:
+            at = _utc(at)
+            standing = Standing(self, at, self._find(provider, model, asked, tier_needs(tier), at))
+            keep(self._standings, key, standing, NAMES_MAX)
+        return standing
 
     def _parts_usd(self, event: UsageEvent, how: Served) -> Decimal | None:
         """The sum over the models that worked on an answer, each at its own price and context tier."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Context, Decimal, DivisionByZero, Inexact, InvalidOperation, Overflow
 
+from farebox.pricing.buckets import MILLION
 from farebox.pricing.entry import Period, Price, Rates, Variant
 from farebox.pricing.modifiers import OPTIONAL, Need
 
@@ -30,6 +31,8 @@ ENCLOSING: Mapping[str, str] = {
 EXACT = Context(prec=120, traps=[Inexact, InvalidOperation, DivisionByZero, Overflow])
 """Raises rather than rounds. Rates have at most 40 decimal places and counts 16 digits: nothing comes near."""
 
+_ONE = Decimal(1)
+
 Steps = tuple[tuple[int, Decimal], ...]
 """Rates of one bucket: (above how many input tokens, rate), from the highest down; -1 always holds."""
 
@@ -39,12 +42,13 @@ class Table:
 
     `whole` has them as integers, shifted by `places` digits: sums of products of integers are exact
     and cheap. Where it is `usual` (input and output have a rate, reasoning none of its own) the
-    commonest stand in attributes, as integers too.
+    commonest stand in attributes, as integers too; it is `textual` if nothing but tokens costs something.
+    `unit` is the price in US dollars that the integer 1 stands for, by the token.
     """
 
     __slots__ = (
         *("cache_read_n", "cache_write_n", "cache_write_1h_n", "cache_write_unknown_n", "input_n", "output_n"),
-        *("places", "rates", "usual", "whole"),
+        *("places", "rates", "textual", "unit", "usual", "whole"),
     )
 
     def __init__(self, rates: dict[str, Decimal]) -> None:
@@ -52,6 +56,8 @@ class Table:
         self.places = max(0, *(-int(rate.as_tuple().exponent) for rate in rates.values())) if rates else 0
         self.whole = whole = {name: int(EXACT.scaleb(rate, self.places)) for name, rate in rates.items()}
         self.usual = "input" in whole and "output" in whole and whole["reasoning"] == whole["output"]
+        self.unit = EXACT.scaleb(_ONE, -self.places - MILLION)
+        self.textual = self.usual and "requests" not in rates
         if self.usual:
             self.input_n, self.output_n = whole["input"], whole["output"]
             self.cache_read_n, self.cache_write_n = whole["cache_read"], whole["cache_write"]

@@ -34,7 +34,7 @@ from farebox.proxy.call import Call, Clock
 from farebox.proxy.forward import Forwarder
 from farebox.proxy.ownership import Ownership
 from farebox.proxy.relay import Relay
-from farebox.proxy.settle import Estimator, Pricer, Settler
+from farebox.proxy.settle import Estimator, Ordinaries, Pricer, Settler
 from farebox.proxy.snapshot import Snapshot
 from farebox.records import Caller, UsageEvent
 from farebox.request import claims, read_facts
@@ -76,6 +76,7 @@ class Proxy:
         price: Pricer,
         answer_models: Callable[[Call, datetime], Awaitable[Reply | None]],
         clock: Clock,
+        ordinary: Ordinaries | None = None,
         recall: Callable[[Credentials], Caller | None] = lambda _: None,
         guard: Guard | None = None,
         ownership: Ownership | None = None,
@@ -89,7 +90,7 @@ class Proxy:
         self._clock = clock
         self._ids = Ids(os.urandom)
         self._log = structlog.get_logger()
-        self._settler = Settler(record=record, estimate=estimate, price=price, clock=clock)
+        self._settler = Settler(record=record, estimate=estimate, price=price, clock=clock, ordinary=ordinary)
         self._forwarder = Forwarder(
             ids=self._ids,
             begin=begin,

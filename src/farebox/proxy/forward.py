@@ -15,11 +15,12 @@ from uuid import UUID
 
 import structlog
 
-from farebox import accounting, payload, splice
+from farebox import rows, splice
 from farebox.accounting import Attempt
 from farebox.config import Provider
 from farebox.errors import BadRequest, FareboxError, Unavailable, UpstreamTimeout, UpstreamUnreachable
 from farebox.ids import Ids
+from farebox.kinds import kind_of
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.relay import Relay, make_meter
 from farebox.proxy.routes import route_of
@@ -184,28 +185,21 @@ class Forwarder:
         received = call.received if first else self._clock.monotonic()
         return Attempt(
             # The first attempt carries the request's id: without a fallback the two are the same.
-            id=call.request_id if first else self._ids.mint(started_at.timestamp()),
-            request_id=call.request_id,
-            number=number,
-            caller=call.caller,
-            target=call.target,
-            provider=provider.name,
-            dialect=provider.dialect,
-            model=facts.model if facts is not None else None,
-            stream=facts.stream if facts is not None else False,
-            session=identity.session,
-            end_user=identity.end_user,
-            tags={**identity.tags, **call.caller.tags},
-            request_bytes=len(call.decoded),
-            started_at=started_at,
-            received=received,
-            sent=received,
-            service_tier=facts.service_tier if facts is not None else None,
+            call.request_id if first else self._ids.mint(started_at.timestamp()),
+            call.request_id,
+            number,
+            kind_of(call.head, call.caller, provider, facts),
+            started_at,
+            received,
+            received,
+            len(call.decoded),
+            identity.session,
+            identity.end_user,
         )
 
     def _journal(self, call: Call, attempt: Attempt) -> None:
         ticket = call.ticket
-        facts = ticket.facts if ticket is not None else payload.encode(accounting.begun(attempt))
+        facts = ticket.facts if ticket is not None else rows.begun(attempt)
         try:
             self._begin(attempt.id, facts)
         except FareboxError as exc:

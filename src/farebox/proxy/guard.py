@@ -18,7 +18,7 @@ from uuid import UUID
 
 from msgspec.structs import replace
 
-from farebox import accounting, payload
+from farebox import rows
 from farebox.accounting import Attempt
 from farebox.bounds import read_ordinary
 from farebox.budgets.applying import Applied
@@ -165,7 +165,7 @@ class Guard:
         """A float had room: the ordinary way of a budget that is far from its limit, without the database."""
         try:
             attempt.hold, attempt.drawn = plan.hold, drawn.hold
-            plan.facts = payload.encode(accounting.begun_held(attempt, plan.hold))
+            plan.facts = rows.begun(attempt)
             left = [
                 usd
                 for usd, one in zip(drawn.left_usd, call.applied, strict=True)
@@ -202,7 +202,7 @@ class Guard:
 
     async def _ask(self, call: Call, attempt: Attempt, plan: Plan, *, wait_s: float = 0.0) -> Grant:
         attempt.hold = plan.hold
-        plan.facts = payload.encode(accounting.provisional(attempt))
+        plan.facts = rows.begun(attempt)
         ask = Ask(attempt.id, plan.held.wants, plan.facts)
         call.reserving = True
         try:

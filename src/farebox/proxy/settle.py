@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import structlog
 
@@ -13,6 +14,7 @@ from farebox.logs import exception_facts
 from farebox.meter import Reading
 from farebox.proxy.call import Call, Clock
 from farebox.records import UsageEvent
+from farebox.rows import Ordinary
 
 Estimator = Callable[[Attempt, bytes, "Reading | None", bool], Awaitable[Estimate]]
 """(attempt, decoded request body, reading, quick) -> farebox's own count. Quick means by size, without waiting."""
@@ -23,13 +25,27 @@ Counted = tuple[int, int]
 """Input and output tokens, reported or counted: what the answer used, not what was held for it."""
 
 
+class Ordinaries(Protocol):
+    """Writes down, in a short form, the events of attempts that an ordinary answer ended (`rows`)."""
+
+    def ordinary(self, attempt: Attempt, reading: Reading, finished: float) -> Ordinary | None: ...
+    def post(self, ordinary: Ordinary) -> None: ...
+
+
 class Settler:
     """Turns an attempt that is over into its event and hands it to the ledger."""
 
     def __init__(
-        self, *, record: Callable[[UsageEvent], None], estimate: Estimator, price: Pricer, clock: Clock
+        self,
+        *,
+        record: Callable[[UsageEvent], None],
+        estimate: Estimator,
+        price: Pricer,
+        clock: Clock,
+        ordinary: Ordinaries | None = None,
     ) -> None:
         self._record = record
+        self._ordinary = ordinary
         self._estimate = estimate
         self._price = price
         self._clock = clock
@@ -39,9 +55,18 @@ class Settler:
         attempt = call.attempt
         if attempt is None:
             return True
-        if _asks_for_more(call, attempt) or accounting.needs_estimate(attempt, reading):
+        if _asks_for_more(call, attempt):
             return False
-        self._write(call, attempt, reading, ending, None, finished=self._clock.monotonic())
+        finished = self._clock.monotonic()
+        if reading is not None and reading.plain and self._ordinary is not None and ending == "whole" and not call.gone:
+            row = self._ordinary.ordinary(attempt, reading, finished)
+            if row is not None:
+                call.attempt = call.meter = None
+                self._ordinary.post(row)
+                return True
+        if accounting.needs_estimate(attempt, reading):
+            return False
+        self._write(call, attempt, reading, ending, None, finished=finished)
         return True
 
     async def settle(
