@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import structlog
 from aiohttp import web
-from aiohttp.http import RawRequestMessage
+from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import ERROR, RequestHandler
 
@@ -140,6 +140,25 @@ class Connection(RequestHandler):
         the parser was paused (2.5 µs a request)."""
         if self._reading_paused:
             super().resume_reading(resume_parser)
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether reading is paused, so that the parser may have more than it has handed on."""
+        return self._reading_paused or self._buffer_paused
+
+    def renew_parser(self) -> None:
+        """Parse what comes next as a new request: the body of the last one did not pass through the parser."""
+        self._parser = HttpRequestParser(
+            self,
+            self._loop,
+            self._read_bufsize,
+            max_line_size=self.max_line_size,
+            max_field_size=self.max_field_size,
+            max_headers=self.max_headers,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            max_msg_queue_size=self._max_msg_queue_size,
+        )
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

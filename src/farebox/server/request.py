@@ -12,6 +12,7 @@ from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from farebox.errors import BadRequest, BodyTooLarge, Refusal
+from farebox.server.receiving import may_receive, receive
 
 if TYPE_CHECKING:
     from farebox.server.connection import Connection
@@ -89,22 +90,26 @@ async def read_body(
     """The request body as sent.
 
     Raises `BodyTooLarge` past `limit` bytes, `BadRequest` when the client breaks off or stalls.
-    `count` is told the size of each piece before it is kept; what it raises ends the reading.
+    `count` is told of bytes before they are kept; what it raises ends the reading.
     """
     length = request.content_length
     if length is not None and length > limit:
         raise BodyTooLarge(f"The request body has {length} bytes; at most {limit} are taken.")
     send_continue(request)
-    # Kept as it comes: joining 50 MB at the end would hold up everybody else for 28 ms.
-    kept = BytesIO()
-    size = 0
     try:
-        while piece := await _next_piece(request, stall_timeout_s):
+        piece: bytes = request.content.read_nowait()
+        if may_receive(request, piece):
+            count(len(piece))
+            return await receive(request, piece, stall_timeout_s, count)
+        # Kept as it comes: joining 50 MB at the end would hold up everybody else for 28 ms.
+        kept, size = BytesIO(), 0
+        while piece or (piece := await _next_piece(request, stall_timeout_s)):
             size += len(piece)
             if size > limit:
                 raise BodyTooLarge(f"The request body passes the {limit} bytes that are taken.")
             count(len(piece))
             kept.write(piece)
+            piece = b""
     except _BROKEN_OFF as exc:
         raise BadRequest(BROKEN_OFF) from exc
     return kept.getvalue()

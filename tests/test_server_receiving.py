@@ -1,0 +1,178 @@
+"""Large request bodies, received right where they are kept: whole, bounded, and as if nothing were special."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from farebox.errors import Refusal, Unavailable
+from farebox.server import Handler, Reply, Request, make_server, read_body, refuse, respond
+from farebox.server.receiving import STEP_BYTES
+from support.live import eventually
+
+_BOUND = 64 << 20
+_MEGABYTE = 1 << 20
+
+
+class Desk:
+    """Answers each request with its body's size, and keeps what it read, was told, or failed with."""
+
+    def __init__(self, *, stall_timeout_s: float = 5, count: Callable[[int], None] | None = None) -> None:
+        self._stall_timeout_s = stall_timeout_s
+        self._count = count
+        self.bodies: list[bytes] = []
+        self.counted = 0
+        self.faults: list[Refusal] = []
+
+    async def __call__(self, request: Request) -> Reply:
+        try:
+            body = await read_body(request, _BOUND, self._stall_timeout_s, count=self._told)
+        except Refusal as refusal:
+            self.faults.append(refusal)
+            return refuse(request, refusal)
+        self.bodies.append(body)
+        return respond(request, 200, b"%08d" % len(body))
+
+    def _told(self, size: int) -> None:
+        self.counted += size
+        if self._count is not None:
+            self._count(self.counted)
+
+
+@asynccontextmanager
+async def serving(desk: Handler) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A client's connection to who answers at `desk`."""
+    server = make_server(desk, keepalive_timeout_s=5, header_bytes_max=4096, headers_max=64, lingering_s=0.5)
+    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    try:
+        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname()[:2])
+        try:
+            async with asyncio.timeout(30):
+                yield reader, writer
+        finally:
+            writer.transport.abort()
+    finally:
+        listening.close()
+        await server.shutdown(0.1)
+
+
+def head(size: int) -> bytes:
+    return b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size
+
+
+async def status(reader: asyncio.StreamReader) -> int:
+    """The status of the next answer, which is read."""
+    said = await reader.readuntil(b"\r\n\r\n")
+    length = next(int(line[15:]) for line in said.lower().splitlines() if line.startswith(b"content-length:"))
+    await reader.readexactly(length)
+    return int(said[9:12])
+
+
+@pytest.mark.parametrize("pause_s", [0, 0.02])
+@pytest.mark.parametrize("size", [70_000, _MEGABYTE, STEP_BYTES + 200_000, 7 * _MEGABYTE + 3])
+async def test_a_body_comes_whole_however_it_is_cut(size: int, pause_s: float) -> None:
+    """Every byte is there and counted once, whatever the pieces, and requests on its heels are answered."""
+    desk, chance = Desk(), random.Random(size)
+    sent = [os.urandom(size), b"small", os.urandom(size // 2), b""]
+    async with serving(desk) as (reader, writer):
+        raw = b"".join(head(len(body)) + body for body in sent)
+        at = 0
+        while at < len(raw):
+            piece = chance.choice((1, 100, 70_000, _MEGABYTE)) if at > 200 else 40
+            writer.write(raw[at : at + piece])
+            at += piece
+            await writer.drain()
+            await asyncio.sleep(pause_s if piece >= 70_000 else 0)
+        assert [await status(reader) for _ in sent] == [200] * 4
+    assert desk.bodies == sent
+    assert desk.counted == sum(map(len, sent))
+
+
+async def test_what_is_announced_gets_no_room_before_it_comes() -> None:
+    """A client that announces fifty megabytes and sends few bytes holds one step of room, and is done with in time."""
+    desk = Desk(stall_timeout_s=0.3)
+    async with serving(desk) as (reader, writer):
+        writer.write(head(50 * _MEGABYTE) + b"x" * 1000)
+        assert await status(reader) == 400
+        assert await reader.read() == b""
+    assert desk.counted == 1000 + STEP_BYTES
+    assert not desk.bodies
+
+
+async def test_who_goes_on_sending_is_waited_for() -> None:
+    """The bound is on a silence, not on the whole."""
+    desk = Desk(stall_timeout_s=0.4)
+    async with serving(desk) as (reader, writer):
+        writer.write(head(600_000))
+        for _ in range(6):
+            writer.write(b"x" * 100_000)
+            await asyncio.sleep(0.15)
+        assert await status(reader) == 200
+
+
+async def test_a_body_there_is_no_room_for_is_refused_while_it_comes() -> None:
+    """The client, which is still sending, gets its answer before the connection ends."""
+
+    def bounded(counted: int) -> None:
+        if counted > 3 * _MEGABYTE:
+            raise Unavailable("No room.")
+
+    desk = Desk(count=bounded)
+    async with serving(desk) as (reader, writer):
+        writer.write(head(20 * _MEGABYTE))
+
+        async def send() -> None:
+            for _ in range(20):
+                writer.write(bytes(_MEGABYTE))
+                await writer.drain()
+
+        sending = asyncio.create_task(send())
+        assert await status(reader) == 503
+        sending.cancel()
+    assert not desk.bodies
+
+
+async def test_a_client_that_leaves_ends_the_reading() -> None:
+    """Its request is told so, and its room is given back."""
+    desk = Desk()
+    async with serving(desk) as (_, writer):
+        writer.write(head(5 * _MEGABYTE) + b"x" * _MEGABYTE)
+        await eventually(lambda: desk.counted > _MEGABYTE)
+        writer.transport.abort()
+        await eventually(lambda: bool(desk.faults))
+    assert desk.faults[0].message == "The request body did not arrive whole."
+
+
+async def test_a_stop_ends_the_reading() -> None:
+    """Whoever stops waiting for the body can still answer, while the client sends the rest to nobody."""
+    reading: list[asyncio.Task[bytes]] = []
+
+    async def handler(request: Request) -> Reply:
+        reading.append(asyncio.create_task(read_body(request, _BOUND, 5)))
+        try:
+            return respond(request, 200, await reading[0])
+        except asyncio.CancelledError:
+            return refuse(request, Unavailable("Stopped."))
+
+    async with serving(handler) as (reader, writer):
+        writer.write(head(3 * _MEGABYTE) + b"x" * _MEGABYTE)
+        await eventually(lambda: bool(reading))
+        await asyncio.sleep(0.05)
+        reading[0].cancel()
+        writer.write(bytes(2 * _MEGABYTE))
+        assert await status(reader) == 503
+
+
+async def test_malformed_input_behind_a_large_body_is_told_from_it() -> None:
+    """What follows the body goes to the parser, from its first byte on."""
+    desk = Desk()
+    async with serving(desk) as (reader, writer):
+        writer.write(head(_MEGABYTE) + b"x" * _MEGABYTE + b"nonsense\r\n\r\n")
+        assert [await status(reader), await status(reader)] == [200, 400]
+        assert await reader.read() == b""
+    assert desk.bodies == [b"x" * _MEGABYTE]
