@@ -5,8 +5,9 @@ may use; provider, clients and Postgres have the others. Costs are CPU time from
 proxy's processes), compared within a round only: on a shared machine the microseconds change from hour to hour, their
 ratios hardly. Nothing else should run meanwhile: how much did is printed. nginx is measured where it is installed.
 
-    --rounds N          3 by default
-    --only A,B          of: small, alone, 100 kB, 1 MB, streams, counts, memory, cold, workers, keys, stalls
+    --rounds N          3 by default; of streams two at most
+    --only A,B          of the parts: small, alone, 100 kB, 1 MB, streams, counts, memory, cold, workers, keys, long,
+                        stalls; none takes two minutes
     --tree DIR          measure the farebox of another working copy
     --check             a minute's worth for CI, mostly of counts: `check.py`; exits 1 where something is worse
 """
@@ -17,18 +18,20 @@ import argparse
 import resource
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
 
-from benchmarks.overhead import counts, scenarios, special, table
+from benchmarks.overhead import counts, special, table, turns
 from benchmarks.overhead.check import check
-from benchmarks.overhead.scenarios import SCENARIOS, Sample
-from benchmarks.overhead.targets import Bench, Target
+from benchmarks.overhead.scenarios import SCENARIOS, Sample, Scenario
+from benchmarks.overhead.special import Memory
+from benchmarks.overhead.table import Line
+from benchmarks.overhead.targets import Bench
 
-SPECIAL = ("counts", "memory", "cold", "workers", "keys", "stalls")
+SPECIAL = ("counts", "memory", "cold", "workers", "keys", "long", "stalls")
 FILES = 16_384
 NOISE = 0.15
 """Share of a core that others may use before the table says so."""
@@ -50,93 +53,73 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="farebox-bench-") as folder:
         bench = Bench(Path(folder), args.tree)
         try:
-            return check(bench) if args.check else run(bench, args.rounds, args.only.split(","))
+            return check(bench) if args.check else Run(bench, args.rounds).table(args.only.split(","))
         finally:
             bench.close()
 
 
-def run(bench: Bench, rounds: int, wanted: Sequence[str]) -> int:
-    """Measure what is wanted and print the table."""
-    chosen = [SCENARIOS[name] for name in wanted if name in SCENARIOS]
-    samples: list[Sample] = []
-    if chosen:
-        targets = regular(bench)
-        for number in range(rounds):
-            for scenario in chosen:
-                turn = number % len(targets)
-                for target in targets[turn:] + targets[:turn]:
-                    samples += one(bench, target, scenario, number)
-        for target in targets:
-            if target.process is not None and target.name != "budgeted":
-                target.process.stop()
-    found = table.Samples(samples)
-    lines = table.lines(found)
-    if "counts" in wanted:
-        lines += table.counts_lines(counts.of_farebox(bench), counts.of_bare(bench))
-    memories = [memory_of(bench, name) for name in ("nginx", "bare", "farebox")] if "memory" in wanted else []
-    lines += table.memory_lines([one for one in memories if one])
-    if "workers" in wanted:
-        lines += table.workers_lines(*special.workers(bench, helpers(bench)))
-    if "cold" in wanted:
-        farebox = bench.farebox("cold")
-        lines += table.cold_lines(special.cold_start_s(farebox, farebox.new_keys(1)[0]))
-    if "keys" in wanted:
-        lines += table.keys_lines(special.many_keys(bench, helpers(bench)))
-    if "stalls" in wanted:
-        lines += table.stall_lines(special.stalls(bench))
-    print(table.markdown(lines))
-    if chosen:
-        print("\n" + table.absolutes(found, ["nginx", "bare", "farebox", "budgeted"], [one.name for one in chosen]))
-    for memory in filter(None, memories):
-        print(f"\n{memory.target}: {memory.idle_mb:.0f} MB idle, {memory.streams_mb:.0f} MB with 5,000 streams")
-    noise = max((sample.others for sample in samples), default=0.0)
-    print(f"\nOther processes used up to {noise:.2f} of a core{' (too much)' if noise > NOISE else ''}.")
-    return 0
+class Run:
+    """One run: what was measured so far."""
 
+    def __init__(self, bench: Bench, rounds: int) -> None:
+        self._bench, self._rounds = bench, rounds
+        self._samples: list[Sample] = []
+        self._lines: list[Line] = []
+        self._memories: list[Memory] = []
+        self._failed = False
 
-def regular(bench: Bench) -> list[Target]:
-    """All that take turns, warmed up."""
-    farebox = bench.farebox()
-    running = farebox.start()
-    budgeted = running.also("budgeted", farebox.new_keys(1, budget_usd=100_000))
-    targets = [one for one in (bench.direct(), bench.nginx(), bench.bare(), running, budgeted) if one is not None]
-    for target in targets:
-        scenarios.load(target, replace(scenarios.SMALL, seconds=1.0))
-    return targets
+    def table(self, wanted: Sequence[str]) -> int:
+        """Measure what is wanted and print it; 1 where a part could not be measured."""
+        chosen = [SCENARIOS[name] for name in wanted if name in SCENARIOS]
+        if chosen:
+            self._part(", ".join(one.name for one in chosen), lambda: self._in_turns(chosen))
+        for name in SPECIAL:
+            if name in wanted:
+                self._part(name, getattr(self, f"_{name}"))
+        found = table.Samples(self._samples)
+        print(table.markdown(table.lines(found) + self._lines))
+        if chosen:
+            print("\n" + table.absolutes(found))
+        for memory in self._memories:
+            print(f"\n{memory.target}: {memory.idle_mb:.0f} MB idle, {memory.streams_mb:.0f} MB with 5,000 streams")
+        noise = max((sample.others for sample in self._samples), default=0.0)
+        print(f"\nOther processes used up to {noise:.2f} of a core{' (too much)' if noise > NOISE else ''}.")
+        return 1 if self._failed else 0
 
+    def _part(self, name: str, measure: Callable[[], None]) -> None:
+        """One part. What goes wrong in it is said, and the others are measured all the same."""
+        began = time.monotonic()
+        try:
+            measure()
+        except (RuntimeError, OSError, AssertionError) as exc:
+            self._failed = True
+            turns.say(f"{name}: not measured: {exc!r}")
+        turns.say(f"{name}: {time.monotonic() - began:.0f} s")
 
-def one(bench: Bench, target: Target, scenario: scenarios.Scenario, number: int) -> list[Sample]:
-    """A sample; none where calls failed, as on a machine where nothing gets its turn."""
-    try:
-        sample = scenarios.measure(target, scenario, helpers(bench, target), number)
-    except RuntimeError as exc:
-        say(f"left out: {exc}")
-        return []
-    say(
-        f"{target.name:9} {scenario.name:8} {sample.cpu_us:8.1f} µs, Postgres {sample.postgres_us:6.1f}; "
-        f"{sample.rate:7.0f}/s, busy {sample.busy:.2f}, others {sample.others:.2f}"
-    )
-    return [sample]
+    def _in_turns(self, chosen: Sequence[Scenario]) -> None:
+        self._samples += turns.regular(self._bench, chosen, self._rounds)
 
+    def _counts(self) -> None:
+        self._lines += table.counts_lines(counts.of_farebox(self._bench), counts.of_bare(self._bench))
 
-def memory_of(bench: Bench, name: str) -> special.Memory | None:
-    target = {"nginx": bench.nginx, "bare": bench.bare, "farebox": lambda: bench.farebox("memory").start()}[name]()
-    if target is None:
-        return None
-    found = special.memory(replace(target, name=name))
-    assert target.process is not None
-    target.process.stop()
-    return found
+    def _memory(self) -> None:
+        self._memories = special.memories(self._bench)
+        self._lines += table.memory_lines(self._memories)
 
+    def _cold(self) -> None:
+        self._lines += table.cold_lines(special.cold_start_s(self._bench.farebox("cold")))
 
-def helpers(bench: Bench, target: Target | None = None) -> list[int]:
-    """The processes whose work belongs to a measurement of `target`, itself left out."""
-    own = target.process if target is not None else None
-    return [process.pid for process in bench.running if process is not own and not process.ended]
+    def _workers(self) -> None:
+        self._samples += special.workers(self._bench, self._rounds)
 
+    def _keys(self) -> None:
+        self._samples += special.many_keys(self._bench, self._rounds)
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    def _long(self) -> None:
+        self._samples += special.long_streams(self._bench)
+
+    def _stalls(self) -> None:
+        self._lines += table.stall_lines(special.stalls(self._bench))
 
 
 if __name__ == "__main__":

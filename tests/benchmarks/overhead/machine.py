@@ -14,6 +14,7 @@ from pathlib import Path
 _TICKS = os.sysconf("SC_CLK_TCK")
 _START_S = 60.0
 _STOP_S = 15.0
+_QUIET_S = 0.5
 PYTHON = sys.executable
 CORES = sorted(os.sched_getaffinity(0))
 """Those this process may use. The last is the proxy's alone, all others are everything else's; with one, they share."""
@@ -64,6 +65,14 @@ class Process:
             else:
                 return
         raise RuntimeError(f"nothing listens on {port}")
+
+    def until_quiet(self) -> None:
+        """Return when it does next to nothing: what it still loaded in the background is there."""
+        end = time.monotonic() + _START_S
+        before, now = -1.0, cpu_s(self.pid)
+        while now - before > _QUIET_S / 10 and time.monotonic() < end:
+            time.sleep(_QUIET_S)
+            before, now = now, cpu_s(self.pid)
 
     def pause(self, paused: bool) -> None:
         """Stop it for the turn of another, or let it go on."""

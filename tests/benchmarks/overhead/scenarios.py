@@ -22,7 +22,8 @@ _DRAIN_S = 0.4
 class Scenario:
     """Calls in a closed loop: `connections` clients for `seconds`, with a request of `body_bytes`.
 
-    `spread_s`: the first calls begin over this time. `model` steers the mock.
+    `spread_s`: the first calls begin over this time. `model` steers the mock. `targets` take turns, `rounds_max` times
+    at most.
     """
 
     name: str
@@ -31,10 +32,17 @@ class Scenario:
     seconds: float
     body_bytes: int = 500
     spread_s: float = 0.0
+    targets: tuple[str, ...] = ("nginx", "bare", "farebox")
+    rounds_max: int = 99
 
     @property
     def streams(self) -> bool:
         return self.model.startswith("stream-")
+
+    @property
+    def unit(self) -> str:
+        """What its costs are told for."""
+        return "chunk" if self.streams else "request"
 
     @property
     def body(self) -> str:
@@ -54,12 +62,12 @@ class Scenario:
         return json.dumps(request, separators=(",", ":"))
 
 
-SMALL = Scenario("small", "whole", 32, 2.0)
-ALONE = Scenario("alone", "whole", 1, 2.0)
+SMALL = Scenario("small", "whole", 32, 2.0, targets=("nginx", "bare", "farebox", "budgeted"))
+ALONE = Scenario("alone", "whole", 1, 2.0, targets=("direct", "nginx", "bare", "farebox"))
 PROMPT_100K = Scenario("100 kB", "whole", 16, 2.0, 100_000)
 PROMPT_1M = Scenario("1 MB", "whole", 4, 2.0, 1_000_000)
-STREAMS = Scenario("streams", "stream-50-100", 1000, 6.0, spread_s=5.0)
-"""1,000 at a time, an event each 100 ms in each; from the sixth second on a new one begins where one ends."""
+STREAMS = Scenario("streams", "stream-50-100", 1000, 5.0, spread_s=5.0, targets=ALONE.targets, rounds_max=2)
+"""1,000 at a time, an event each 100 ms in each: they begin over five seconds, and end over the five after."""
 SCENARIOS = {one.name: one for one in (SMALL, ALONE, PROMPT_100K, PROMPT_1M, STREAMS)}
 
 

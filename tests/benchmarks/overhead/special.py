@@ -1,4 +1,4 @@
-"""Measurements with a farebox of their own: memory, cold start, several workers, many keys, a loop that answers."""
+"""Measurements with a farebox of their own: memory, cold start, workers, keys, long streams, a loop that answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import asyncpg
 
-from benchmarks.overhead import machine, scenarios
+from benchmarks.overhead import machine, scenarios, turns
 from benchmarks.overhead.scenarios import Sample, Scenario
 from benchmarks.overhead.targets import Bench, Farebox, Target
 from farebox import keys
@@ -20,6 +20,10 @@ IDLE = Scenario("idle streams", "stream-8-1500", 5000, 4.0, spread_s=4.0)
 """5,000 streams that say something every 1.5 s; the last begins after 4 s, the first ends after 10 s."""
 COLD_STARTS = 5
 KEYS = (10, 1_000, 100_000)
+WORKERS = ("1 worker", "2 workers")
+BUSY = replace(scenarios.SMALL, name="workers", connections=128)
+LONG = (Scenario("1,000", "stream-1000-3", 20, 24.0), Scenario("10,000", "stream-10000-3", 20, 1.0))
+"""Twenty at a time, an event each 3 ms in each, half a minute altogether."""
 _ANSWER_S = 30.0
 
 
@@ -38,6 +42,16 @@ class Memory:
         return (self.streams_mb - self.idle_mb) * 1024 / IDLE.connections
 
 
+def memories(bench: Bench) -> list[Memory]:
+    """Of nginx, where it is installed, the aiohttp proxy, and farebox."""
+    found = []
+    for name, start in (("nginx", bench.nginx), ("bare", bench.bare), ("farebox", bench.farebox("memory").start)):
+        if (target := start()) is not None:
+            found.append(memory(replace(target, name=name)))
+            bench.stop([target])
+    return found
+
+
 def memory(target: Target) -> Memory:
     """Memory of a process that was just started, without and with streams that are mostly silent."""
     assert target.process is not None
@@ -54,9 +68,10 @@ def memory(target: Target) -> Memory:
     return Memory(target.name, idle_mb, streams_mb, machine.memory_mb(pid, "VmHWM"))
 
 
-def cold_start_s(farebox: Farebox, secret: str) -> float:
+def cold_start_s(farebox: Farebox) -> float:
     """From the start of the process to the first byte of a provider's answer: the median of a few starts."""
     took = []
+    (secret,) = farebox.new_keys(1)
     body = scenarios.SMALL.body.encode()
     headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
     request = urllib.request.Request(f"http://127.0.0.1:{farebox.port}/v1/chat/completions", body, headers)
@@ -77,34 +92,38 @@ def cold_start_s(farebox: Farebox, secret: str) -> float:
     return statistics.median(took)
 
 
-def workers(bench: Bench, helpers: list[int]) -> tuple[Sample, Sample]:
+def workers(bench: Bench, rounds: int) -> list[Sample]:
     """The same load on one worker and on two. With fewer than four cores both have the one core of the proxy."""
     cores = machine.CORES[-2:] if len(machine.CORES) >= 4 else machine.CORES[-1:]
-    found = []
-    for number in (1, 2):
-        target = bench.farebox(f"workers-{number}", workers=number, cores=cores).start()
-        scenarios.load(target, replace(scenarios.SMALL, connections=128, seconds=1.0))
-        found.append(scenarios.measure(target, replace(scenarios.SMALL, connections=128, seconds=4.0), helpers))
-        assert target.process is not None
-        target.process.stop()
-    return found[0], found[1]
+    targets = [bench.farebox(name, workers=number, cores=cores).start() for number, name in enumerate(WORKERS, 1)]
+    for target in targets:
+        scenarios.load(target, BUSY)
+    found = turns.take(bench, [(target, BUSY) for target in targets], rounds)
+    bench.stop(targets)
+    return found
 
 
-def many_keys(bench: Bench, helpers: list[int]) -> dict[int, Sample]:
+def many_keys(bench: Bench, rounds: int) -> list[Sample]:
     """A small call with so many keys in use, in turn, each known already."""
     farebox = bench.farebox("keys")
     farebox.settings["auth"] = {"key_cache_size": 2 * KEYS[-1]}
     farebox.write()
     secrets = bench.runner.run(_insert_keys(farebox.dsn, KEYS[-1]))
-    target = farebox.start()
-    found = {}
-    for number in KEYS:
-        asked = target.also(f"{number} keys", secrets[:number])
-        scenarios.load(asked, scenarios.SMALL, calls=number + 2000, seconds=120)
-        found[number] = scenarios.measure(asked, scenarios.SMALL, helpers)
-    assert target.process is not None
-    target.process.stop()
+    running = farebox.start()
+    scenarios.load(running.also("all keys", secrets), scenarios.SMALL, calls=len(secrets), seconds=120)
+    asked = [running.also(f"{number:,} keys", secrets[:number]) for number in KEYS]
+    found = turns.take(bench, [(target, replace(scenarios.SMALL, name="keys")) for target in asked], rounds)
+    bench.stop([running])
     return found
+
+
+def long_streams(bench: Bench) -> list[Sample]:
+    """As many chunks of streams of a thousand, and of streams of ten thousand."""
+    running = bench.farebox("long").start()
+    scenarios.load(running, scenarios.SMALL)
+    found = turns.take(bench, [(running.also(f"{one.name} chunks", running.secrets), one) for one in LONG], 1)
+    bench.stop([running])
+    return [replace(sample, scenario="long") for sample in found]
 
 
 async def _insert_keys(dsn: str, number: int) -> list[str]:
@@ -142,7 +161,6 @@ def stalls(bench: Bench) -> dict[str, dict[str, float]]:
     farebox.settings["server"]["reload_poll_s"] = 0.1
     farebox.write()
     target = farebox.start()
-    time.sleep(2.0)  # the tokenizer is loaded in the background
     found = {}
     for name, beside in STALLS.items():
         load = scenarios.loading(target, beside) if beside is not None else None

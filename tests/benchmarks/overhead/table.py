@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.overhead.counts import Count
-from benchmarks.overhead.scenarios import Sample
+from benchmarks.overhead.scenarios import SCENARIOS, Sample
 from benchmarks.overhead.special import Memory
+
+ALL_TARGETS = ("direct", "nginx", "bare", "farebox", "budgeted")
+_MORE_THAN_A_CORE = 1.2
+_ADDED_US_MIN = 10.0
+"""Less than this is noise, and a ratio to it says nothing."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +73,14 @@ class Samples:
     def added(
         self, what: str, over: str, under: str, scenario: str, bar: float, pick: Callable[[Sample], float]
     ) -> Line:
-        """The same of what each adds to the provider asked directly."""
+        """The same of what each adds to the provider asked directly, of rounds in which `under` added anything."""
         triples = self._together(scenario, over, under, "direct")
-        return _ratio(what, bar, [(pick(a) - pick(d)) / max(1.0, pick(b) - pick(d)) for a, b, d in triples])
+        added = [(pick(a) - pick(d), pick(b) - pick(d)) for a, b, d in triples]
+        return _ratio(what, bar, [a / b for a, b in added if b >= _ADDED_US_MIN])
 
 
 def lines(samples: Samples) -> list[Line]:
-    """What was measured in turns."""
+    """What was measured in turns, as far as it was."""
     found = [
         samples.ratio("CPU per small request ÷ nginx", "farebox", "nginx", "small", 3.8, cpu),
         samples.ratio("CPU per small request ÷ bare aiohttp", "farebox", "bare", "small", 0.45, cpu),
@@ -90,6 +96,11 @@ def lines(samples: Samples) -> list[Line]:
         Line("Postgres CPU per 1,000 requests", samples.median("farebox", "small", postgres), None, " ms"),
         Line("Postgres CPU per 1,000 budgeted requests", samples.median("budgeted", "small", postgres), None, " ms"),
         _postgres_share(samples),
+        samples.ratio("2 workers ÷ 1, CPU per request", "2 workers", "1 worker", "workers", 1.1, cpu),
+        samples.ratio("1,000 keys ÷ 10 keys, CPU per request", "1,000 keys", "10 keys", "keys", 1.1, cpu),
+        samples.ratio("100,000 keys ÷ 10 keys, CPU per request", "100,000 keys", "10 keys", "keys", 1.1, cpu),
+        samples.ratio("streams of 10,000 ÷ of 1,000, CPU per chunk", "10,000 chunks", "1,000 chunks", "long", 1.1, cpu),
+        _throughput(samples),
     ]
     return [line for line in found if line.value is not None]
 
@@ -114,25 +125,8 @@ def memory_lines(found: Sequence[Memory]) -> list[Line]:
     ]
 
 
-def workers_lines(one: Sample, two: Sample) -> list[Line]:
-    """Two workers against one; their throughput only where they had more than a core."""
-    found = [Line("2 workers ÷ 1, CPU per request", cpu(two) / cpu(one), 1.1)]
-    if two.busy > 1.2:
-        found.append(Line("2 workers ÷ 1, throughput", two.rate / one.rate, 1.8, least=True))
-    return found
-
-
 def cold_lines(seconds: float) -> list[Line]:
     return [Line("cold start to the first proxied byte", seconds, 1.0, " s")]
-
-
-def keys_lines(found: Mapping[int, Sample]) -> list[Line]:
-    """CPU per request with many keys, against the fewest."""
-    numbers = sorted(found)
-    return [
-        Line(f"{number:,} keys ÷ {numbers[0]} keys, CPU per request", cpu(found[number]) / cpu(found[numbers[0]]), 1.1)
-        for number in numbers[1:]
-    ]
 
 
 def stall_lines(found: Mapping[str, Mapping[str, float]]) -> list[Line]:
@@ -147,14 +141,23 @@ def markdown(found: Sequence[Line]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def absolutes(samples: Samples, targets: Sequence[str], scenarios: Sequence[str]) -> str:
-    """CPU in µs per unit, for who wants to compare machines."""
-    rows = [["µs of CPU", *targets], ["---"] * (len(targets) + 1)]
-    for scenario in scenarios:
-        unit = "chunk" if scenario == "streams" else "request"
-        medians = (samples.median(target, scenario, cpu) for target in targets)
-        rows.append([f"{scenario}, per {unit}", *("-" if one is None else _figure(one) for one in medians)])
+def absolutes(samples: Samples) -> str:
+    """What the ratios are made of, in µs, for who wants to compare machines."""
+    rows = [["µs", *ALL_TARGETS], ["---"] * (len(ALL_TARGETS) + 1)]
+    for scenario in SCENARIOS.values():
+        rows.append(_row(samples, f"{scenario.name}: CPU per {scenario.unit}", scenario.name, cpu))
+        if scenario.name == "alone":
+            rows.append(_row(samples, "alone: latency p50", scenario.name, p50))
+            rows.append(_row(samples, "alone: latency p99", scenario.name, p99))
+        if scenario.streams:
+            rows.append(_row(samples, f"{scenario.name}: first token p99", scenario.name, token))
+    rows = [row for row in rows if set(row[1:]) != {"-"}]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _row(samples: Samples, what: str, scenario: str, pick: Callable[[Sample], float]) -> list[str]:
+    medians = (samples.median(target, scenario, pick) for target in ALL_TARGETS)
+    return [what, *("-" if one is None or not one else _figure(one) for one in medians)]
 
 
 def cpu(sample: Sample) -> float:
@@ -186,6 +189,13 @@ def _ratio(what: str, bar: float, ratios: list[float]) -> Line:
 def _postgres_share(samples: Samples) -> Line:
     own = samples.of("farebox", "small")
     return _ratio("Postgres' CPU ÷ farebox's own", 1.0, [one.postgres_us / one.cpu_us for one in own])
+
+
+def _throughput(samples: Samples) -> Line:
+    """Of two workers, where they had more than a core."""
+    line = samples.ratio("2 workers ÷ 1, throughput", "2 workers", "1 worker", "workers", 1.8, lambda one: one.rate)
+    busy = samples.median("2 workers", "workers", lambda one: one.busy) or 0.0
+    return replace(line, least=True, value=line.value if busy > _MORE_THAN_A_CORE else None)
 
 
 def _figure(value: float) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -114,6 +114,15 @@ class Bench:
         """farebox with everything on, and a Postgres of its own."""
         return Farebox(self, name, workers, cores or self.proxy_cores)
 
+    def stop(self, targets: Iterable[Target]) -> None:
+        """End these; what serves under several names, once."""
+        for process in {id(one.process): one.process for one in targets if one.process is not None}.values():
+            process.stop()
+
+    def others(self, target: Target) -> list[int]:
+        """The processes that were started here and still run, that of `target` left out."""
+        return [process.pid for process in self.running if process is not target.process and not process.ended]
+
     @property
     def postgres(self) -> PostgresServer:
         """One server for all databases, beside the load."""
@@ -168,10 +177,11 @@ class Farebox:
         self.config.write_text(json.dumps(self.settings))
 
     def start(self) -> Target:
-        """Run it, with one key that has no budget, and wait until it listens."""
+        """Run it, with one key that has no budget, and wait until it listens and has loaded its tokenizer."""
         (secret,) = self.new_keys(1)
         process = self.spawn()
         process.until_listening(self.port)
+        process.until_quiet()
         return Target(self._name, self.port, process, [secret], self._postmaster())
 
     def spawn(self) -> machine.Process:
