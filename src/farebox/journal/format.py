@@ -31,7 +31,7 @@ _MAGIC = b"\x1ef\x02"
 _HEAD = Struct("<3scI")
 _BODY = Struct("<Id16s")
 _FRAME = Struct("<3scIId16s")
-_pack_head, _pack_body = _HEAD.pack, _BODY.pack
+_pack_body, _pack_frame = _BODY.pack, _FRAME.pack
 FRAME_BYTES = _FRAME.size
 RECORD_BYTES_MAX = FRAME_BYTES + PAYLOAD_BYTES_MAX
 
@@ -65,8 +65,9 @@ class Parsed(NamedTuple):
 
 def frame(kind: bytes, id: bytes, payload: bytes, written_at: float) -> bytes:
     """One record, ready to be written. `id` is 16 bytes, `payload` at most `PAYLOAD_BYTES_MAX`."""
-    body = _pack_body(len(payload), written_at, id) + payload
-    return _pack_head(_MAGIC, kind, crc32(body, kind[0])) + body
+    length = len(payload)
+    crc = crc32(payload, crc32(_pack_body(length, written_at, id), kind[0]))
+    return _pack_frame(_MAGIC, kind, crc, length, written_at, id) + payload
 
 
 def parse(data: bytes, offset: int, *, final: bool) -> Parsed:

@@ -26,7 +26,7 @@ from farebox.journal.folder import lock, segments_in
 from farebox.journal.format import BEGIN, END, FRAME_BYTES, PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX, Orphan, Record, frame
 from farebox.journal.mark import Mark
 from farebox.journal.outlet import HELD_BYTES_MAX, Drained, Outlet
-from farebox.journal.room import Room
+from farebox.journal.room import SLOT, Room
 from farebox.journal.segment import HEADER_BYTES, Segment, allocate
 from farebox.journal.sync import OnFault, Syncer, sync_file
 
@@ -58,7 +58,8 @@ class Journal:
         self._clock = clock
         self._on_fault = on_fault
         self._failed = False
-        self._open: dict[bytes, Segment] = {}
+        self._open: dict[bytes, tuple[Segment, int, int]] = {}
+        """Begins without an end: id -> the segment, the offset and the length of the record."""
         self._orphans: list[bytes] = []
         self._mark = mark
         self._seen_at = 0.0
@@ -129,8 +130,7 @@ class Journal:
             raise ValueError("payload too large, or this id has begun already")
         record = frame(BEGIN, id, payload, self._clock())
         segment, at = self._append(record, len(self._open) + 1)
-        segment.open[id] = (at, len(record))
-        self._open[id] = segment
+        self._open[id] = segment, at, len(record)
         if self._sync_each or not segment.dirty:
             self._written(segment)
             if self._syncer.fault is not None:
@@ -138,8 +138,8 @@ class Journal:
                 self.end(id, b"")
                 raise JournalFailed(_FAILED)
 
-    def end(self, id: bytes, payload: bytes) -> None:
-        """Write down how call `id` ended; an empty payload says that there is nothing to deliver.
+    def end(self, id: bytes, payload: bytes) -> int:
+        """Write down how call `id` ended; an empty payload says that there is nothing to deliver. The `backlog` then.
 
         Never fails for an id that has begun; ValueError: too large. For one that has not begun, room
         must be found as for a begin, and JournalFull or JournalFailed says that it was not.
@@ -148,26 +148,29 @@ class Journal:
             raise ValueError("payload too large")
         now = self._clock()
         record = frame(END, id, payload, now)
-        began = self._open.pop(id, None)
-        if began is None:
+        if self._open.pop(id, None) is None:
             segment, _ = self._append(record, len(self._open))
         else:
-            del began.open[id]
-            written = self._append_end(record)
-            if written is None:
-                # Should farebox die before it is delivered, its begin is an orphan.
-                self._outlet.add_unwritten(id, payload, now)
-                return
-            segment = written
+            segment = self._room.used[-1]
+            try:
+                if segment.size - segment.end < len(record):
+                    segment = self._room.next()
+                segment.write(record)
+            except (OSError, JournalFull) as error:
+                return self._end_unwritten(id, payload, now, error)
         if self._sync_each or not segment.dirty:
             self._written(segment)
         if payload:
             self._outlet.add(segment, payload, now)
+        return self._outlet.backlog
 
     def _append(self, record: bytes, ends: int) -> tuple[Segment, int]:
         """Write `record` where `ends` ends still fit after it: the segment and the offset."""
+        segment, size = self._room.used[-1], len(record)
         try:
-            segment = self._room.find(len(record), ends)
+            if segment.size - segment.end < size + ends * SLOT:
+                # Not in this one alone: it is nearly full, or there are very many.
+                segment = self._room.find(size, ends)
             return segment, segment.write(record)
         except OSError as error:
             if error.errno in NO_ROOM:
@@ -175,20 +178,15 @@ class Journal:
             self._fail("write", error)
             raise JournalFailed(_FAILED) from error
 
-    def _append_end(self, record: bytes) -> Segment | None:
-        """Write the end of a call that has begun: the segment, or None where the disk did not take it."""
-        segment = self._room.used[-1]
-        try:
-            if segment.size - segment.end < len(record):
-                segment = self._room.next()
-            segment.write(record)
-        except (OSError, JournalFull) as error:
-            if isinstance(error, OSError) and error.errno not in NO_ROOM:
-                self._fail("write", error)
-            elif not self._outlet.unwritten:
-                self._on_fault("write", error)
-            return None
-        return segment
+    def _end_unwritten(self, id: bytes, payload: bytes, now: float, error: Exception) -> int:
+        """Keep in memory an end that the disk did not take. Should farebox die before it is delivered, its begin is
+        an orphan."""
+        if isinstance(error, OSError) and error.errno not in NO_ROOM:
+            self._fail("write", error)
+        elif not self._outlet.unwritten:
+            self._on_fault("write", error)
+        self._outlet.add_unwritten(id, payload, now)
+        return self._outlet.backlog
 
     def _written(self, segment: Segment) -> None:
         if self._sync_each:
@@ -236,15 +234,14 @@ class Journal:
 
     def _carry(self, segment: Segment) -> bool:
         """Write the open begins of `segment` again, up to a number; whether none is left in it."""
-        for id, (at, length) in list(segment.open.items())[:_CARRY_MAX]:
+        left = [(id, at, length) for id, (lies_in, at, length) in self._open.items() if lies_in is segment]
+        for id, at, length in left[:_CARRY_MAX]:
             target, copied_at = self._append(segment.read(at, length), len(self._open))
-            del segment.open[id]
-            target.open[id] = (copied_at, length)
-            self._open[id] = target
+            self._open[id] = target, copied_at, length
             if not target.dirty:
                 # Also where appends are never synced: the original is deleted after this sync.
                 self._syncer.mark(target)
-        return not segment.open
+        return len(left) <= _CARRY_MAX
 
     # -- facts ---------------------------------------------------------------------------------
 
@@ -285,9 +282,9 @@ class Journal:
         """Begins without an end that an earlier life left, oldest first; each leaves the list with its `end`."""
         found = []
         for id in self._orphans:
-            segment = self._open.get(id)
-            if segment is not None:
-                at, length = segment.open[id]
+            began = self._open.get(id)
+            if began is not None:
+                segment, at, length = began
                 found.append(Orphan(id, segment.read(at, length)[FRAME_BYTES:], self._seen_at))
         return found
 
@@ -316,15 +313,9 @@ class Journal:
 
     def _replay(self, record: Record, segment: Segment) -> None:
         self._seen_at = max(self._seen_at, record.written_at)
-        self._forget(record.id)
+        self._open.pop(record.id, None)
         if record.kind == BEGIN:
-            segment.open[record.id] = (record.start, record.stop - record.start)
-            self._open[record.id] = segment
-
-    def _forget(self, id: bytes) -> None:
-        segment = self._open.pop(id, None)
-        if segment is not None:
-            del segment.open[id]
+            self._open[record.id] = segment, record.start, record.stop - record.start
 
     def close(self) -> None:
         """Sync, and let go of the folder. A journal with nothing left in it leaves no segments behind."""

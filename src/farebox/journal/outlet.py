@@ -72,7 +72,7 @@ class Outlet:
         self._held: deque[_Held] = deque()
         self._held_bytes = 0
         self._held_since = Place(0, 0)
-        """Every end behind it that is in the files is in `_held` too."""
+        """Every end behind it that is in the files, and not drained, is in `_held` too."""
         self.unwritten: deque[tuple[bytes, bytes]] = deque()
         """Ends the disk did not take although room was set aside for them. Bounded by the calls under way when
         that began, since no begin is taken then."""
@@ -179,10 +179,20 @@ class Outlet:
         self._oldest_at = batch.newest_at or self._oldest_at
         if batch.unwritten:
             self._delivered(batch.unwritten)
-        drained = self.place
-        while self._held and (self._held[0][0].number, self._held[0][1]) <= drained:
-            self._let_go()
+        self._let_go_before(self.place)
         return True
+
+    def _let_go_before(self, place: Place) -> None:
+        """Forget what need not be held: it is drained."""
+        held, number, offset = self._held, place.number, place.offset
+        freed = 0
+        while held:
+            segment, stop, payload, _ = held[0]
+            if segment.number > number or (segment.number == number and stop > offset):
+                break
+            held.popleft()
+            freed += len(payload) + _HELD_OVERHEAD
+        self._held_bytes -= freed
 
     def _delivered(self, rows: int) -> None:
         """Forget the first `rows` of what only memory held. Ends with nothing to deliver stay for `close` to write."""

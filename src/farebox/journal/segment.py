@@ -26,9 +26,9 @@ _SECTOR_BYTES = 4096
 
 
 class Segment:
-    """An open segment file. `end` is where the next record goes; `open` holds the begins without an end."""
+    """An open segment file. `end` is where the next record goes."""
 
-    __slots__ = ("damaged", "dirty", "end", "fd", "number", "open", "path", "size")
+    __slots__ = ("damaged", "dirty", "end", "fd", "number", "path", "size")
 
     def __init__(self, path: Path, fd: int, number: int, size: int) -> None:
         self.path = path
@@ -36,8 +36,6 @@ class Segment:
         self.number = number
         self.size = size
         self.end = HEADER_BYTES
-        self.open: dict[bytes, tuple[int, int]] = {}
-        """Begins of this segment without an end: id -> (offset, length) of the record."""
         self.dirty = False
         """Written since the last sync began."""
         self.damaged = 0

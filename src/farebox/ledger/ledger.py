@@ -83,6 +83,8 @@ class Ledger:
         self._adopted: Journal | None = None
         self._own: Path
         self._wake = asyncio.Event()
+        self._awake = False
+        """Whether `_wake` is known to be set: a look at it costs less than setting it with each event."""
         self._hurry = asyncio.Event()
         self._soon: asyncio.TimerHandle | None = None
         self._drained = asyncio.Event()
@@ -145,13 +147,15 @@ class Ledger:
         Never fails for one that has begun; another may be lost: logged, counted.
         """
         try:
-            self._journal.end(id.bytes, event)
+            backlog = self._journal.end(id.bytes, event)
         except JournalUnavailable as error:
             self.lost += 1
             self._log.error("an event was lost: it had no begin, and the journal is full", reason=str(error))
             return
-        self._wake.set()
-        if self._journal.backlog >= self._batch_rows_max:
+        if not self._awake:
+            self._awake = True
+            self._wake.set()
+        if backlog >= self._batch_rows_max:
             self._hurry.set()
         elif budgeted and self._soon is None:
             # A budget holds money for its calls until their rows are there. Whoever can't do without it, `settled`
@@ -243,6 +247,7 @@ class Ledger:
                     await self._hurry.wait()
             except TimeoutError:
                 pass
+            self._awake = False
             self._wake.clear()
             self._hurry.clear()
             if self._soon is not None:
