@@ -10,7 +10,7 @@ from uuid import UUID, SafeUUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.ids import Ids
+from farebox.ids import Ids, text_of
 
 
 @given(st.floats(0, 2**47 / 1000), st.binary(min_size=640, max_size=640))
@@ -35,3 +35,9 @@ def test_no_id_is_minted_twice() -> None:
     ids = Ids(os.urandom)
     assert len({ids.mint(1_800_000_000.0) for _ in range(1000)}) == 1000
     assert ids.mint(1.0) < ids.mint(1.5) < ids.mint(1_800_000_000.0)
+
+
+def test_an_id_is_written_as_str_writes_it() -> None:
+    """Whatever its number is."""
+    for id in (UUID(int=0), UUID(int=2**128 - 1), Ids(os.urandom).mint(1_795_320_000.5)):
+        assert text_of(id) == str(id).encode()

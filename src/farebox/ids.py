@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from uuid import UUID, SafeUUID
 
+import msgspec
+
 _DRAWN = 64
 """Ids for which randomness is drawn at once: a system call for each costs more than the rest of the id."""
 _RANDOM_BYTES = 10
@@ -12,6 +14,14 @@ _VERSION_7 = 0x7000 << 64 | 0x8000 << 48
 _RANDOM_BITS = (1 << 80) - 1 & ~(0xF000 << 64 | 0xC000 << 48)
 _set = object.__setattr__
 _UNSAID = SafeUUID.unknown
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def text_of(id: UUID) -> bytes:
+    """An id as text: what `str` says, at a fifth of its cost."""
+    return _encode(id)[1:-1]
 
 
 class Ids:

@@ -1,9 +1,9 @@
 """The data plane: one client request, from socket to row.
 
 Read it in this order: `Proxy.handle` here lets the caller in and takes in the request; `forward`
-tries providers until one answers, each attempt with leave of the `guard` of budgets; `relay` passes
-the answer on while a meter reads along and `pace` keeps the hold ahead; `settle` writes the one event
-of each attempt. What is decided is decided in pure modules (`paths`, `routing`, `splice`, `meter`,
+tries providers until one answers, each attempt with leave of the `guard` of budgets; `whole` passes an
+ordinary answer on, `relay` any other while a meter reads along and `pace` keeps the hold ahead; `settle`
+writes the one event of each attempt. What is decided is decided in pure modules (`paths`, `routing`, `splice`, `meter`,
 `bounds`, `admission`, `holds`, `accounting`); what touches the outside goes through `server`,
 `upstream`, and the functions the constructor is given.
 """
@@ -36,6 +36,7 @@ from farebox.proxy.ownership import Ownership
 from farebox.proxy.relay import Relay
 from farebox.proxy.settle import Estimator, Ordinaries, Pricer, Settler
 from farebox.proxy.snapshot import Snapshot
+from farebox.proxy.whole import Whole
 from farebox.records import Caller, UsageEvent
 from farebox.request import claims, read_facts
 from farebox.server import (
@@ -96,6 +97,7 @@ class Proxy:
             begin=begin,
             settler=self._settler,
             relay=Relay(self._settler, clock),
+            whole=Whole(self._settler, clock),
             clock=clock,
             guard=guard,
         )

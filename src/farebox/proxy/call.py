@@ -55,6 +55,8 @@ class Call:
     """The budgets that count this call."""
     budgeted: bool = False
     """One of them refuses what does not fit; those that only warn, and limits of a key's pace, do not count here."""
+    injected: bool = False
+    """farebox asks for the usage frame in what went up last: it is not the client's."""
     reserving: bool = False
     """It waits for its budgets: nothing has gone up for the attempt it is about to make."""
     ticket: Ticket | None = None

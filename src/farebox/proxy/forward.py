@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
@@ -25,6 +25,7 @@ from farebox.proxy.call import Call, Clock
 from farebox.proxy.relay import Relay, make_meter
 from farebox.proxy.routes import route_of
 from farebox.proxy.settle import Settler
+from farebox.proxy.whole import Whole
 from farebox.server import BROKEN_OFF, ClientGone, Reply, Upload
 from farebox.upstream import Answer, Upstream, UpstreamError
 
@@ -41,15 +42,6 @@ _PEEK_S = 5.0
 """How much of an error that may not be passed on is read, and for how long."""
 
 
-class Sent(NamedTuple):
-    """What came of one attempt: an answer, or a failure that is settled already."""
-
-    attempt: Attempt
-    injected: bool
-    answer: Answer | None
-    failure: UpstreamError | None
-
-
 class Forwarder:
     """Carries one call to the providers its route names."""
 
@@ -60,6 +52,7 @@ class Forwarder:
         begin: Callable[[UUID, bytes], None],
         settler: Settler,
         relay: Relay,
+        whole: Whole,
         clock: Clock,
         guard: Guard | None = None,
     ) -> None:
@@ -68,12 +61,12 @@ class Forwarder:
         self._begin = begin
         self._settler = settler
         self._relay = relay
+        self._whole = whole
         self._clock = clock
         self._learned: OrderedDict[tuple[str, str | None], None] = OrderedDict()
 
     async def run(self, call: Call) -> Reply:
         """Answer `call` from the first provider that will. Raises `Refusal` when none does."""
-        model = call.facts.model if call.facts is not None else None
         route = route_of(call)
         failure: UpstreamError | None = None
         waiting = list(route.providers)
@@ -83,45 +76,48 @@ class Forwarder:
             if call.gone:
                 raise ClientGone  # a further attempt would be for nobody
             number += 1
-            sent = await self._send(call, waiting[0], number, plain=plain)
+            provider = waiting[0]
+            attempt = self._attempt(call, provider, number)
+            answer = await self._send(call, attempt, provider, plain=plain)
             plain = False
-            if sent.answer is None:
-                failure = sent.failure
-                assert failure is not None
+            if isinstance(answer, UpstreamError):
+                failure = answer
                 if failure.sent and not (failure.timeout and route.retry_sent and _resendable(call)):
                     break
                 waiting.pop(0)
                 continue
-            status = sent.answer.head.status
+            if (reply := self._whole.pass_on(call, attempt, answer)) is not None:
+                return reply
+            status = answer.head.status
             if len(waiting) > 1 and status in _FALLBACK_STATUSES and _resendable(call):
-                await self._abandon(call, sent, await _peek(sent.answer))
+                await self._abandon(call, attempt, answer, await _peek(answer))
                 waiting.pop(0)
                 continue
             peeked = b""
-            if sent.injected and waiting[0].stream_options == "learn" and status in (400, 422):
-                peeked = await _peek(sent.answer)
+            if call.injected and provider.stream_options == "learn" and status in (400, 422):
+                peeked = await _peek(answer)
                 if plain := b"stream_options" in peeked or b"include_usage" in peeked:
-                    self._learn(waiting[0], model)
-                    await self._abandon(call, sent, peeked)
+                    self._learn(provider, attempt.model)
+                    await self._abandon(call, attempt, answer, peeked)
                     continue
-            return await self._relay.run(call, sent.attempt, sent.answer, injected=sent.injected, peeked=peeked)
+            return await self._relay.run(call, attempt, answer, injected=call.injected, peeked=peeked)
         if failure is not None and failure.timeout:
             raise UpstreamTimeout(f"The provider did not answer in time ({failure.kind}).")
         raise UpstreamUnreachable(f"No provider could be reached ({failure.kind if failure else 'none'}).")
 
-    async def _send(self, call: Call, provider: Provider, number: int, *, plain: bool) -> Sent:
+    async def _send(self, call: Call, attempt: Attempt, provider: Provider, *, plain: bool) -> Answer | UpstreamError:
         """Send the request to one provider; the attempt is in the journal before its first byte goes up.
 
-        So is what budgets hold for it. Raises `Refusal` where they have no room, or the journal has none.
+        So is what budgets hold for it. Raises `Refusal` where they have no room, or the journal has none. A failure
+        that it returns is settled.
         """
-        attempt = self._attempt(call, provider, number)
         ticket = call.ticket = await self._guard.admit(call, attempt, provider) if self._guard is not None else None
         try:
             if call.gone:
                 raise ClientGone  # it left while its budgets were asked
             upstream = call.snapshot.upstreams[provider.name]
-            body, injected = self._outgoing(call, provider, ticket.body if ticket is not None else None, plain=plain)
-            start = self._start(call, upstream, injected, body is not call.body)
+            body = self._outgoing(call, provider, ticket.body if ticket is not None else None, plain=plain)
+            start = self._start(call, upstream, body is not call.body)
             self._journal(call, attempt)
         except BaseException:
             if self._guard is not None and ticket is not None:
@@ -130,21 +126,26 @@ class Forwarder:
         call.attempt = attempt
         attempt.sent = self._clock.monotonic()
         try:
-            length = call.request.content_length if isinstance(body, Upload) else None
-            answer = await upstream.send(call.head.method, start, body, length=length)
+            answer = upstream.begin(call.head.method, start, body) if isinstance(body, bytes) else None
+            if answer is None:
+                length = call.request.content_length if isinstance(body, Upload) else None
+                answer = await upstream.send(call.head.method, start, body, length=length)
+            elif not answer.begun:
+                await answer.started()
         except UpstreamError as failure:
             if isinstance(body, Upload) and body.broken:
                 await self._settler.settle(call, None, "client", error="broken_request")
                 raise body.refusal or BadRequest(BROKEN_OFF) from None
             await self._settler.settle(call, None, "broken", error=failure.kind, unsent=not failure.sent)
-            return Sent(attempt, injected, None, failure)
+            return failure
         attempt.status = answer.head.status
         attempt.upstream_request_id = answer.head.request_id
-        return Sent(attempt, injected, answer, None)
+        return answer
 
-    def _outgoing(self, call: Call, provider: Provider, clamped: bytes | None, *, plain: bool) -> tuple[Body, bool]:
-        """The body that goes up, and whether farebox asks for the usage frame in it."""
+    def _outgoing(self, call: Call, provider: Provider, clamped: bytes | None, *, plain: bool) -> Body:
+        """The body that goes up; `call.injected` says whether farebox asks for the usage frame in it."""
         facts = call.facts
+        call.injected = False
         as_it_is = call.body if clamped is None else clamped
         if (
             plain
@@ -155,15 +156,18 @@ class Forwarder:
             or provider.stream_options == "skip"
             or (provider.base_url, facts.model) in self._learned
         ):
-            return as_it_is, False
+            return as_it_is
         spliced = splice.include_usage(call.decoded if clamped is None else clamped, facts)
-        return (as_it_is, False) if spliced is None else (spliced, True)
+        if spliced is None:
+            return as_it_is
+        call.injected = True
+        return spliced
 
-    def _start(self, call: Call, upstream: Upstream, injected: bool, rewritten: bool) -> bytes:
+    def _start(self, call: Call, upstream: Upstream, rewritten: bool) -> bytes:
         """The head that goes up, without its body's framing. The next call with the same head sends the same."""
         head = call.head
         # What may have to be cut has to be readable: a terminal can't be put into a compressed stream.
-        identity = injected or (call.ticket is not None and call.ticket.pace is not None)
+        identity = call.injected or (call.ticket is not None and call.ticket.pace is not None)
         key = (upstream, identity, rewritten)
         start: bytes | None = head.memo.get(key)
         if start is None:
@@ -208,13 +212,12 @@ class Forwarder:
                     "farebox can't write its ledger now, so it takes no calls.", headers={"retry-after": "5"}
                 ) from exc
 
-    async def _abandon(self, call: Call, sent: Sent, peeked: bytes) -> None:
+    async def _abandon(self, call: Call, attempt: Attempt, answer: Answer, peeked: bytes) -> None:
         """Settle an attempt whose answer the client will not see: another attempt follows."""
-        assert sent.answer is not None
-        meter = make_meter(call.snapshot.config, sent.attempt, sent.answer.head, withhold=False)
+        meter = make_meter(call.snapshot.config, attempt, answer.head, withhold=False)
         meter.feed(peeked, self._clock.monotonic())
         meter.eof()
-        sent.answer.close()
+        answer.close()
         await self._settler.settle(call, meter.finish(), "whole")
 
     def _learn(self, provider: Provider, model: str | None) -> None:

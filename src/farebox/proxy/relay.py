@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from farebox.accounting import Attempt, Ending
 from farebox.config import Config
-from farebox.digits import digits
 from farebox.meter import Meter, Reading
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.settle import Settler
+from farebox.proxy.whole import head_lines
 from farebox.server import ClientGone, Reply
 from farebox.upstream import Answer, Head, UpstreamError
 
@@ -124,17 +124,8 @@ class Relay:
         return reply
 
     def _start(self, call: Call, reply: Reply, head: Head, length: int | None) -> None:
-        lines = head.lines
-        ticket = call.ticket
-        if call.snapshot.config.server.response_headers:
-            lines += b"x-farebox-request-id: %b\r\n" % str(call.request_id).encode()
-            if ticket is not None and ticket.remaining_usd is not None:
-                lines += b"x-farebox-budget-remaining-usd: %b\r\n" % digits(ticket.remaining_usd).encode()
-        if ticket is not None and ticket.clamped is not None:
-            # Not switchable: the request that went up is not the one that came.
-            lines += b"x-farebox-clamped: max_tokens=%d\r\n" % ticket.clamped
         try:
-            reply.start(head.status, head.reason, lines, length=length)
+            reply.start(head.status, head.reason, head_lines(call, head), length=length)
         except ClientGone:
             call.client_left()
 

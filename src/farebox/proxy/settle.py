@@ -50,14 +50,18 @@ class Settler:
         self._price = price
         self._clock = clock
 
-    def at_once(self, call: Call, reading: Reading | None, ending: Ending) -> bool:
-        """Settle the attempt `call` has under way if that takes no waiting; whether it is settled, or there is none."""
+    def at_once(self, call: Call, reading: Reading | None, ending: Ending, *, finished: float | None = None) -> bool:
+        """Settle the attempt `call` has under way if that takes no waiting; whether it is settled, or there is none.
+
+        `finished`: when it ended, in monotonic seconds; now, if None.
+        """
         attempt = call.attempt
         if attempt is None:
             return True
         if _asks_for_more(call, attempt):
             return False
-        finished = self._clock.monotonic()
+        if finished is None:
+            finished = self._clock.monotonic()
         if reading is not None and reading.plain and self._ordinary is not None and ending == "whole" and not call.gone:
             row = self._ordinary.ordinary(attempt, reading, finished)
             if row is not None:

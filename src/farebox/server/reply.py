@@ -85,6 +85,15 @@ class Reply:
         request.protocol.answering = request
         self._head = b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (status, reason, lines, framing, persistence)
 
+    def send(self, status: int, reason: bytes, lines: bytes, body: bytes) -> None:
+        """`start`, `write` and `end` in one write, for an answer with a body to a request that is not HEAD.
+
+        Raises `ClientGone`.
+        """
+        self.start(status, reason, lines, length=len(body))
+        self._send(body)
+        self.ended = True
+
     def flush(self) -> None:
         """Send the head now, if it has not gone out. Raises `ClientGone`."""
         if self._head:

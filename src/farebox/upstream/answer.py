@@ -70,6 +70,11 @@ class Answer:
             self.close()
             raise
 
+    @property
+    def whole(self) -> bytes:
+        """The whole body, where it came at once with its head and nobody has taken it; it is not taken by this."""
+        return self._body
+
     def take_whole(self) -> bytes | None:
         """The whole body, where it came in one piece that nobody has taken; else None."""
         if self._body:
