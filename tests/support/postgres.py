@@ -32,11 +32,14 @@ _MEMORY_MIN = 2 * 1024**3
 
 
 class PostgresServer:
-    """One server in a temporary folder; may be stopped and started again. `delete` at the end."""
+    """One server in a temporary folder; may be stopped and started again. `delete` at the end.
 
-    def __init__(self) -> None:
+    `disk`: where that folder is, if a quick one may be too small.
+    """
+
+    def __init__(self, disk: Path | None = None) -> None:
         _remove_leftovers()
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=quick_disk()))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=disk or quick_disk()))
         explicit = os.environ.get(VARIABLE)
         self._postgres = EmbeddedPostgres(self.folder, binaries=Path(explicit) if explicit else None)
         # The server ends with the thread that started it, and tests have loops of their own.

@@ -108,7 +108,7 @@ def many_keys(bench: Bench, rounds: int) -> list[Sample]:
     farebox = bench.farebox("keys")
     farebox.settings["auth"] = {"key_cache_size": 2 * KEYS[-1]}
     farebox.write()
-    secrets = bench.runner.run(_insert_keys(farebox.dsn, KEYS[-1]))
+    secrets = bench.runner.run(insert_keys(farebox.dsn, KEYS[-1]))
     running = farebox.start()
     scenarios.load(running.also("all keys", secrets), scenarios.SMALL, calls=len(secrets), seconds=120)
     asked = [running.also(f"{number:,} keys", secrets[:number]) for number in KEYS]
@@ -126,7 +126,7 @@ def long_streams(bench: Bench) -> list[Sample]:
     return [replace(sample, scenario="long") for sample in found]
 
 
-async def _insert_keys(dsn: str, number: int) -> list[str]:
+async def insert_keys(dsn: str, number: int) -> list[str]:
     secrets = [keys.mint_secret() for _ in range(number)]
     connection = await asyncpg.connect(dsn)
     try:

@@ -65,6 +65,8 @@ class Bench:
     folder: Path
     tree: Path | None = None
     """Another working copy of farebox to measure; None: the one this program belongs to."""
+    disk: Path | None = None
+    """Where Postgres keeps its files; None: in memory, where there is room."""
     databases: AsyncExitStack = field(default_factory=AsyncExitStack)
     running: list[machine.Process] = field(default_factory=list)
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)
@@ -127,7 +129,7 @@ class Bench:
     def postgres(self) -> PostgresServer:
         """One server for all databases, beside the load."""
         if self._server is None:
-            self._server = PostgresServer()
+            self._server = PostgresServer(self.disk)
             self._server.start()
         return self._server
 
