@@ -1,6 +1,6 @@
 """The data plane: one client request, from socket to row.
 
-Read it in this order: `Proxy.handle` here lets the caller in and takes in the request; `forward`
+Read it in this order: `Proxy.handle` here lets the caller in; `intake` takes in the request; `forward`
 tries providers until one answers, each attempt with leave of the `guard` of budgets; `whole` passes an
 ordinary answer on, `relay` any other while a meter reads along and `pace` keeps the hold ahead; `settle`
 writes the one event of each attempt. What is decided is decided in pure modules (`paths`, `routing`, `splice`, `meter`,
@@ -14,41 +14,29 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
 
-from farebox import codings, routing
 from farebox.accounting import Ending
-from farebox.config import Config, Limits
-from farebox.credentials import Credentials, holds_key
-from farebox.doubts import check_repeated, other_models
+from farebox.config import Config
+from farebox.credentials import Credentials
 from farebox.errors import BadRequest, Forbidden, InternalError, PathClosed, Refusal, Unavailable
-from farebox.heads import RequestHead, misplaced_key
+from farebox.heads import RequestHead
 from farebox.ids import Ids
 from farebox.logs import exception_facts
 from farebox.meter import Reading
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.forward import Forwarder
+from farebox.proxy.intake import SOON, Intake
 from farebox.proxy.ownership import Ownership
 from farebox.proxy.relay import Relay
 from farebox.proxy.settle import Estimator, Ordinaries, Pricer, Settler
 from farebox.proxy.snapshot import Snapshot
 from farebox.proxy.whole import Whole
 from farebox.records import Caller, UsageEvent
-from farebox.request import claims, read_facts
-from farebox.server import (
-    ClientGone,
-    Reply,
-    Request,
-    Upload,
-    read_body,
-    refuse,
-    send_continue,
-    whole_body,
-)
+from farebox.server import ClientGone, Reply, Request, refuse
 from farebox.upstream import NeverSent
 
 if TYPE_CHECKING:
@@ -56,9 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Clock", "Estimator", "Proxy", "Snapshot"]
 
-_GUARDED = frozenset(("model", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens", "n"))
-"""Members that must not stand twice where a refusal depends on them: which one counts is the parser's choice."""
-_SOON = {"retry-after": "1"}
 _COUNT_S = 2.0
 """How long a stop waits for the tokens of the calls it cut to be counted; then they are estimated by size."""
 
@@ -84,7 +69,6 @@ class Proxy:
     ) -> None:
         self._snapshot = snapshot
         self._guard = guard
-        self._ownership = ownership
         self._answer_models = answer_models
         self._identify = identify
         self._recall = recall
@@ -102,7 +86,7 @@ class Proxy:
             guard=guard,
         )
         self._calls: set[Call] = set()
-        self._body_bytes = 0
+        self._intake = Intake(guard, ownership)
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -123,6 +107,7 @@ class Proxy:
         with self._snapshot as snapshot:
             received, now = self._clock.monotonic(), self._clock.now()
             request_id = self._ids.mint(now.timestamp())
+            connection = request.protocol
             try:
                 head = self._read_head(request, snapshot)
                 caller = self._recall(head.credentials) or await self._look_up(head.credentials)
@@ -130,7 +115,6 @@ class Proxy:
                     self._let_in(head, caller, snapshot.config)
             except Refusal as refusal:
                 return refuse(request, refusal, str(request_id))
-            connection = request.protocol
             if connection.transport is None:
                 return Reply(request)  # the client left while its key was looked up
             call = Call(request, snapshot, request_id, received, now, head, caller, connection.task)
@@ -139,26 +123,17 @@ class Proxy:
                 self._idle.clear()
             self._calls.add(call)
             try:
-                metered, ownership = head.target.metered, self._ownership
-                if not metered and (listed := await self._answer_models(call, now)) is not None:
+                if not head.target.metered and (listed := await self._answer_models(call, now)) is not None:
                     return listed
-                if ownership is not None and (asked := ownership.check_path(call)) is not None:
-                    await asked
-                if not metered:
-                    self._pass_on(call)
-                elif (body := self._whole_body(call)) is not None:
-                    self._take_in(call, body)
-                else:
-                    self._take_in(call, await self._read_body(call))
-                if ownership is not None and (asked := ownership.check_body(call, self._hold)) is not None:
-                    await asked
+                if (taken := self._intake.take(call)) is not None:
+                    await taken
                 return await self._forwarder.run(call)
             except (Exception, asyncio.CancelledError) as exc:
                 return await self._ended(call, exc)
             finally:
                 connection.on_lost = None
                 call.over()
-                self._body_bytes -= call.held_bytes
+                self._intake.over(call)
                 self._calls.discard(call)
                 if not self._calls:
                     self._idle.set()
@@ -197,8 +172,14 @@ class Proxy:
         if self._closing:
             self._check_open()
         if len(self._calls) >= snapshot.config.limits.requests_in_flight_max:
-            raise Unavailable("limits.requests_in_flight_max calls are open.", headers=_SOON)
-        return snapshot.heads.of(request.method, request.raw_path, request.version, request.raw_headers)
+            raise Unavailable("limits.requests_in_flight_max calls are open.", headers=SOON)
+        known, heads = request.known, snapshot.heads
+        if known is not None and known.read_by is heads:
+            return known.head
+        head = heads.of(request.method, request.raw_path, request.version, request.raw_headers)
+        if head.target.metered and not head.expects_continue:
+            request.protocol.know(request, head, heads)
+        return head
 
     async def _look_up(self, credentials: Credentials) -> Caller:
         """A caller that memory is not enough for."""
@@ -217,69 +198,7 @@ class Proxy:
 
     def _check_open(self) -> None:
         if self._closing:
-            raise Unavailable("farebox is shutting down.", headers=_SOON)
-
-    def _pass_on(self, call: Call) -> None:
-        """An unmetered request: its body is not read here but streamed on."""
-        request = call.request
-        call.identity = call.head.identity
-        self._check(call)
-        if request.body_exists:
-            send_continue(request)
-            call.body = Upload(request, call.snapshot.config.limits.client_stall_timeout_s)
-
-    def _whole_body(self, call: Call) -> bytes | None:
-        """The request's body if all of it is here, which for small requests is the rule."""
-        if call.head.expects_continue:
-            return None
-        body = whole_body(call.request, call.snapshot.config.limits.body_mb_max << 20)
-        if body is not None:
-            self._hold(call, len(body))
-        return body
-
-    async def _read_body(self, call: Call) -> bytes:
-        """The request's body, as it comes."""
-        limits = call.snapshot.config.limits
-        self._make_room(call.request.content_length or 0, limits)
-        return await read_body(
-            call.request, limits.body_mb_max << 20, limits.client_stall_timeout_s, count=partial(self._hold, call)
-        )
-
-    def _take_in(self, call: Call, body: bytes) -> None:
-        """The body of a metered request, its facts, and whom it is for."""
-        head, caller = call.head, call.caller
-        call.body = call.decoded = body
-        if head.encoding:
-            limit = call.snapshot.config.limits.decoded_body_mb_max << 20
-            call.decoded = codings.decode_body(body, head.encoding, limit)
-            if call.decoded is not body:
-                self._hold(call, len(call.decoded))
-        facts = call.facts = read_facts(head.target.operation, call.decoded)
-        identity = call.identity = claims(head.identity, facts)
-        for claim in (facts.model, identity.session, identity.end_user):
-            if claim is not None and holds_key(claim):
-                raise misplaced_key("the model, the user or the session")
-        self._check(call)
-        if caller.models:
-            if not call.budgeted:  # else it was looked through for more than these
-                check_repeated(call.decoded, _GUARDED)
-            for model in other_models(call.decoded):
-                routing.check_model(caller, model)
-
-    def _check(self, call: Call) -> None:
-        """Which budgets count the call, and whether it could spend past them. Raises `Refusal`."""
-        if self._guard is not None:
-            self._guard.check(call)
-
-    def _hold(self, call: Call, size: int) -> None:
-        """Count bytes of a body that are kept for the call. Raises `Unavailable` where there is no room for them."""
-        self._make_room(size, call.snapshot.config.limits)
-        call.held_bytes += size
-        self._body_bytes += size
-
-    def _make_room(self, size: int, limits: Limits) -> None:
-        if self._body_bytes + size > limits.bodies_in_flight_mb_max << 20:
-            raise Unavailable("limits.bodies_in_flight_mb_max of request bodies are held.", headers=_SOON)
+            raise Unavailable("farebox is shutting down.", headers=SOON)
 
     def _reading(self, call: Call) -> Reading | None:
         try:

@@ -1,0 +1,129 @@
+"""Taking in a request: its body, what that says, and whether it may go up.
+
+Most calls are let in without a wait: all of a small body is here, and it names nothing that has an owner. What
+waits (for the rest of a body, for the owner of an object) goes the same way, with stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from farebox import codings, routing
+from farebox.config import Limits
+from farebox.credentials import PREFIX, holds_key
+from farebox.doubts import check_repeated, other_models
+from farebox.errors import Unavailable
+from farebox.heads import misplaced_key
+from farebox.proxy.call import Call
+from farebox.proxy.ownership import Ownership
+from farebox.request import claims, read_facts
+from farebox.server import Upload, read_body, send_continue, whole_body
+
+if TYPE_CHECKING:
+    from farebox.proxy.guard import Guard
+
+SOON = {"retry-after": "1"}
+"""Told to those for whom there was no room."""
+_GUARDED = frozenset(("model", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens", "n"))
+"""Members that must not stand twice where a refusal depends on them: which one counts is the parser's choice."""
+
+
+class Intake:
+    """Takes in requests, and counts the bodies that are held meanwhile. One for a process."""
+
+    def __init__(self, guard: Guard | None, ownership: Ownership | None) -> None:
+        self._guard = guard
+        self._ownership = ownership
+        self._body_bytes = 0
+
+    def take(self, call: Call) -> Awaitable[None] | None:
+        """Take in the request of `call`, and refuse what may not go up. Raises `Refusal`.
+
+        What it returns is to be awaited, and takes it in; None: that is done.
+        """
+        ownership = self._ownership
+        asked = ownership.check_path(call) if ownership is not None else None
+        if asked is None and call.target.metered and (body := self._body_here(call)) is not None:
+            self._read(call, body)
+            return ownership.check_body(call, self._hold) if ownership is not None else None
+        return self._wait_for(call, asked)
+
+    def over(self, call: Call) -> None:
+        """The call is over: its body is held no longer."""
+        self._body_bytes -= call.held_bytes
+
+    async def _wait_for(self, call: Call, asked: Awaitable[None] | None) -> None:
+        """`take`, where the body is not here, or somebody has to be asked first."""
+        if asked is not None:
+            await asked
+        if call.target.metered:
+            body = self._body_here(call)
+            self._read(call, await self._read_body(call) if body is None else body)
+        else:
+            self._pass_on(call)
+        if self._ownership is not None and (asked := self._ownership.check_body(call, self._hold)) is not None:
+            await asked
+
+    def _pass_on(self, call: Call) -> None:
+        """An unmetered request: its body is not read here but streamed on."""
+        request = call.request
+        call.identity = call.head.identity
+        self._check(call)
+        if request.body_exists:
+            send_continue(request)
+            call.body = Upload(request, call.snapshot.config.limits.client_stall_timeout_s)
+
+    def _body_here(self, call: Call) -> bytes | None:
+        """The request's body if all of it is here, which for small requests is the rule."""
+        if call.head.expects_continue:
+            return None
+        body = whole_body(call.request, call.snapshot.config.limits.body_mb_max << 20)
+        if body is not None:
+            self._hold(call, len(body))
+        return body
+
+    async def _read_body(self, call: Call) -> bytes:
+        """The request's body, as it comes."""
+        limits = call.snapshot.config.limits
+        self._make_room(call.request.content_length or 0, limits)
+        return await read_body(
+            call.request, limits.body_mb_max << 20, limits.client_stall_timeout_s, count=partial(self._hold, call)
+        )
+
+    def _read(self, call: Call, body: bytes) -> None:
+        """The body of a metered request, its facts, and whom it is for."""
+        head, caller = call.head, call.caller
+        call.body = call.decoded = body
+        if head.encoding:
+            limit = call.snapshot.config.limits.decoded_body_mb_max << 20
+            call.decoded = codings.decode_body(body, head.encoding, limit)
+            if call.decoded is not body:
+                self._hold(call, len(call.decoded))
+        facts = call.facts = read_facts(head.target.operation, call.decoded)
+        identity = call.identity = claims(head.identity, facts)
+        for claim in (facts.model, identity.session, identity.end_user):
+            if claim is not None and PREFIX in claim and holds_key(claim):
+                raise misplaced_key("the model, the user or the session")
+        self._check(call)
+        if caller.models:
+            if not call.budgeted:  # else it was looked through for more than these
+                check_repeated(call.decoded, _GUARDED)
+            for model in other_models(call.decoded):
+                routing.check_model(caller, model)
+
+    def _check(self, call: Call) -> None:
+        """Which budgets count the call, and whether it could spend past them. Raises `Refusal`."""
+        if self._guard is not None:
+            self._guard.check(call)
+
+    def _hold(self, call: Call, size: int) -> None:
+        """Count bytes of a body that are kept for the call. Raises `Unavailable` where there is no room for them."""
+        self._make_room(size, call.snapshot.config.limits)
+        call.held_bytes += size
+        self._body_bytes += size
+
+    def _make_room(self, size: int, limits: Limits) -> None:
+        if self._body_bytes + size > limits.bodies_in_flight_mb_max << 20:
+            raise Unavailable("limits.bodies_in_flight_mb_max of request bodies are held.", headers=SOON)
