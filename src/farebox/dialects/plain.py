@@ -193,12 +193,20 @@ def _of_openai(
         return None
     read = write = audio_in = reasoning = audio_out = None
     if inside is not None and inside is not UNSET:
-        read, write = _known(inside.cached_tokens), _known(inside.cache_write_tokens)
+        # Written out: five calls would cost as much as all the rest of this.
+        if (told := inside.cached_tokens) is not UNSET:
+            read = told
+        if (told := inside.cache_write_tokens) is not UNSET:
+            write = told
+        if (told := inside.audio_tokens) is not UNSET:
+            audio_in = told
         if (read or 0) + (write or 0) > input:
             return None
-        audio_in = _known(inside.audio_tokens)
     if outside is not None and outside is not UNSET:
-        reasoning, audio_out = _known(outside.reasoning_tokens), _known(outside.audio_tokens)
+        if (told := outside.reasoning_tokens) is not UNSET:
+            reasoning = told
+        if (told := outside.audio_tokens) is not UNSET:
+            audio_out = told
         if reasoning and (reasoning > output or profile.reasoning == "additive"):
             return None
     return Usage(

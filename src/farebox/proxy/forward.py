@@ -86,7 +86,7 @@ class Forwarder:
                     break
                 waiting.pop(0)
                 continue
-            if (reply := self._whole.pass_on(call, attempt, answer)) is not None:
+            if (reply := self._whole.pass_on(call, attempt, provider, answer)) is not None:
                 return reply
             status = answer.head.status
             if len(waiting) > 1 and status in _FALLBACK_STATUSES and _resendable(call):
@@ -111,17 +111,23 @@ class Forwarder:
         So is what budgets hold for it. Raises `Refusal` where they have no room, or the journal has none. A failure
         that it returns is settled.
         """
-        ticket = call.ticket = await self._guard.admit(call, attempt, provider) if self._guard is not None else None
+        guard, ticket = self._guard, None
+        if guard is not None and (call.applied or call.snapshot.config.metering.unpriced == "refuse"):
+            ticket = await guard.admit(call, attempt, provider)
+        call.ticket = ticket
         try:
             if call.gone:
                 raise ClientGone  # it left while its budgets were asked
             upstream = call.snapshot.upstreams[provider.name]
-            body = self._outgoing(call, provider, ticket.body if ticket is not None else None, plain=plain)
+            body = call.body if ticket is None or ticket.body is None else ticket.body
+            call.injected = False
+            if attempt.kind.stream and not plain:
+                body = self._asking(call, provider, body)
             start = self._start(call, upstream, body is not call.body)
             self._journal(call, attempt)
         except BaseException:
-            if self._guard is not None and ticket is not None:
-                self._guard.release(ticket)
+            if guard is not None and ticket is not None:
+                guard.release(ticket)
             raise
         call.attempt = attempt
         attempt.sent = self._clock.monotonic()
@@ -142,24 +148,25 @@ class Forwarder:
         attempt.upstream_request_id = answer.head.request_id
         return answer
 
-    def _outgoing(self, call: Call, provider: Provider, clamped: bytes | None, *, plain: bool) -> Body:
-        """The body that goes up; `call.injected` says whether farebox asks for the usage frame in it."""
+    def _asking(self, call: Call, provider: Provider, body: Body) -> Body:
+        """The body of a stream's request as it goes up, with farebox's own ask for usage in it where it can be.
+
+        `call.injected` says whether it is.
+        """
         facts = call.facts
-        call.injected = False
-        as_it_is = call.body if clamped is None else clamped
         if (
-            plain
-            or facts is None
-            or not facts.stream
+            facts is None
             or facts.include_usage
             or call.target.operation not in ("chat", "completions")
             or provider.stream_options == "skip"
             or (provider.base_url, facts.model) in self._learned
         ):
-            return as_it_is
-        spliced = splice.include_usage(call.decoded if clamped is None else clamped, facts)
+            return body
+        readable = call.decoded if body is call.body else body
+        assert isinstance(readable, bytes)
+        spliced = splice.include_usage(readable, facts)
         if spliced is None:
-            return as_it_is
+            return body
         call.injected = True
         return spliced
 

@@ -7,6 +7,7 @@ no meter that follows pieces, no task, one write.
 from __future__ import annotations
 
 from farebox.accounting import Attempt
+from farebox.config import Provider
 from farebox.digits import digits
 from farebox.ids import text_of
 from farebox.meter import plain
@@ -23,16 +24,16 @@ class Whole:
         self._settler = settler
         self._clock = clock
 
-    def pass_on(self, call: Call, attempt: Attempt, answer: Answer) -> Reply | None:
+    def pass_on(self, call: Call, attempt: Attempt, provider: Provider, answer: Answer) -> Reply | None:
         """Settle `attempt` by `answer` and send that to the client; None, and nothing is done, where it is not so easy.
 
         The row is written before the answer goes out: a client that has it may go on as if it were.
         """
         head, body = answer.head, answer.whole
-        if not body or head.status != 200 or attempt.stream or call.claim is not None or call.gone:
+        if not body or head.status != 200 or attempt.kind.stream or call.claim is not None or call.gone:
             return None
-        profile = call.snapshot.config.providers[attempt.provider].profile
-        if (read := plain.read(call.target.operation, body, profile)) is None:
+        read = plain.read(call.target.operation, body, provider.profile)
+        if read is None:
             return None
         attempt.last_byte = self._clock.monotonic()
         attempt.answer_bytes = len(body)

@@ -58,9 +58,6 @@ class Reply:
         for an HTTP/1.0 client, ends with the connection.
         """
         request = self._request
-        if not (request.taken or (request.content.is_eof() and request.content.exception() is None)):
-            # Who is answered early may stop sending, and what comes next is not the rest of the body.
-            self.keep_alive = False
         framing = b""
         if request.method == "HEAD" or status in (204, 304) or status < 200:
             self._left = 0
@@ -75,11 +72,7 @@ class Reply:
         else:
             self._delimited = False
             self.keep_alive = False
-        persistence = b""
-        if not self.keep_alive:
-            persistence = b"Connection: close\r\n"
-        elif request.version == HttpVersion10:
-            persistence = b"Connection: keep-alive\r\n"
+        persistence = self._persistence()
         lines = headers if isinstance(headers, bytes) else field_lines(headers)
         self.started = True
         request.protocol.answering = request
@@ -90,9 +83,27 @@ class Reply:
 
         Raises `ClientGone`.
         """
-        self.start(status, reason, lines, length=len(body))
-        self._send(body)
-        self.ended = True
+        request, transport = self._request, self._transport
+        if transport is None or transport.is_closing():
+            raise ClientGone
+        ordinary = request.taken and self.keep_alive and request.version == HttpVersion11
+        persistence = b"" if ordinary else self._persistence()
+        request.protocol.answering = request
+        self.started = self.ended = True
+        transport.write(
+            b"HTTP/1.1 %d %b\r\n%bContent-Length: %d\r\n%b\r\n%b"
+            % (status, reason, lines, len(body), persistence, body)
+        )
+
+    def _persistence(self) -> bytes:
+        """The field that says whether the connection is kept, where that does not go without saying."""
+        request = self._request
+        if not (request.taken or (request.content.is_eof() and request.content.exception() is None)):
+            # Who is answered early may stop sending, and what comes next is not the rest of the body.
+            self.keep_alive = False
+        if not self.keep_alive:
+            return b"Connection: close\r\n"
+        return b"Connection: keep-alive\r\n" if request.version == HttpVersion10 else b""
 
     def flush(self) -> None:
         """Send the head now, if it has not gone out. Raises `ClientGone`."""

@@ -97,10 +97,12 @@ class Pool:
 
     def _over(self, link: Link, reusable: bool) -> None:
         """An exchange has ended, or an idle connection was lost."""
-        if reusable and not self.closed and link.idle_since - link.born < CONNECTION_AGE_S:
+        if not reusable or self.closed or link.idle_since - link.born >= CONNECTION_AGE_S:
+            self._drop(link)
+        elif self._waiters or self._sweeper is None:
             self._free(link)
         else:
-            self._drop(link)
+            self._idle.append(link)
 
     def _free(self, link: Link) -> None:
         while self._waiters:

@@ -71,22 +71,23 @@ class _Shape:
             pattern += rb")%b(" % line if low[at] in _DROPPED else line
         pattern += rb")\r\n" + (rb"(?P<kind>)" if kind is None else b"") + (rb"(?P<id>)" if request_id is None else b"")
         compiled = re.compile(pattern)
-        named = compiled.groupindex.values()
+        named = compiled.groupindex
+        passed = [group for group in range(1, compiled.groups + 1) if group not in named.values()]
         self._match = compiled.match
-        self._passed = [group for group in range(1, compiled.groups + 1) if group not in named]
+        self._groups = (*(named[name] for name in ("status", "reason", "length", "kind", "id")), *passed)
 
     def read(self, data: bytes, secrets: Sequence[bytes]) -> tuple[Head, bytes] | None:
         found = self._match(data)
         if found is None:
             return None
-        status, reason, length, kind, request_id = found.group("status", "reason", "length", "kind", "id")
+        status, reason, length, kind, request_id, *lines = found.group(*self._groups)
         end, size = found.end(), int(length)
         if end + size != len(data) or status in _BODILESS:
             return None
         for secret in secrets:
             if data.find(secret, 0, end) >= 0:
                 return None
-        lines = b"".join(found.group(*self._passed))
         # A value is never empty here: then there is no such field.
         named = text(request_id)[:128] if request_id else None
-        return Head(int(status), reason, lines, size, True, text(kind), "", named), data[end:]
+        content_type = "application/json" if kind == b"application/json" else text(kind)
+        return Head(int(status), reason, b"".join(lines), size, True, content_type, "", named), data[end:]
