@@ -133,10 +133,11 @@ def test_the_short_form_is_the_same_row_and_counts_the_same(case: tuple[Attempt,
     if made is None:
         return
     event = in_general(attempt, reading, finished, publishers())
-    assert made.json == encode(event)
+    row, kind, ended, json = made
+    assert json == encode(event)
     short, general = metrics(), metrics()
     for _ in range(2):
-        short.count(made.row, made.kind, made.ended)
+        short.count(row, kind, ended)
         general.observe(event)
     assert short.exposition() == general.exposition()
 
@@ -179,13 +180,13 @@ def test_a_usual_answer_has_the_short_form() -> None:
     attempt = attempt_at("gpt-4o-mini")
     reading = answered("gpt-4o-mini-2024-07-18")
     assert (made := short(attempt, reading)) is not None
-    assert made.row.cost_usd == Decimal("0.00021")
+    assert made[0].cost_usd == Decimal("0.00021")
     assert short(attempt, msgspec.structs.replace(reading, tool_calls=[ToolCall("look_up", 1, 2)])) is not None
     unpriced = short(attempt_at("nobody-knows"), answered("nobody-knows"))
-    assert unpriced is not None and unpriced.row.cost_usd is None
+    assert unpriced is not None and unpriced[0].cost_usd is None
     attempt.hold = Hold(("b",), Decimal(1), 1, 1, strict=True)
     assert (held := short(attempt, reading)) is not None
-    assert held.row.budget_ids == ("b",)
+    assert held[0].budget_ids == ("b",)
 
 
 def test_whatever_takes_a_closer_look_has_none() -> None:
@@ -206,13 +207,13 @@ def test_prices_change_with_the_book_and_with_the_time() -> None:
     for rate in ("1", "2"):
         local = configured(f"{{m: {{input_usd_per_mtok: {rate}, output_usd_per_mtok: 0}}}}")
         assert (made := short(attempt, reading, Pricer(book(), {"local": local}))) is not None
-        assert made.row.cost_usd == Decimal(rate)
+        assert made[0].cost_usd == Decimal(rate)
     attempt = attempt_at("deepseek-v4-flash", "deepseek")
     for hour in range(24):
         attempt.started_at = AT + timedelta(hours=hour)
         made = short(attempt, answered("deepseek-v4-flash"))
         event = in_general(attempt, answered("deepseek-v4-flash"), 7.6, publishers())
-        assert made is not None and made.row.cost_usd == event.cost_usd
+        assert made is not None and made[0].cost_usd == event.cost_usd
 
 
 def head(**fields: str) -> RequestHead:

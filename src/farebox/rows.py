@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -122,13 +121,8 @@ class Row(msgspec.Struct, omit_defaults=True, gc=False):
     tool_calls: list[ToolCall] = []
 
 
-class Ordinary(NamedTuple):
-    """An ordinary row, what it has in common with others, and its JSON."""
-
-    row: Row
-    kind: Kind
-    ended: Ended
-    json: bytes
+Ordinary = tuple[Row, Kind, Ended, bytes]
+"""An ordinary row, what it has in common with others, and its JSON."""
 
 
 def ordinary(attempt: Attempt, reading: Reading, finished: float, pricer: Pricer) -> Ordinary | None:
@@ -190,7 +184,7 @@ def ordinary(attempt: Attempt, reading: Reading, finished: float, pricer: Pricer
         row.tool_calls = reading.tool_calls
         row.tool_calls_count = sum([call.count for call in reading.tool_calls])
     json = _encoded(row)
-    return None if json is None else Ordinary(row, kind, ended, json)
+    return None if json is None else (row, kind, ended, json)
 
 
 def _ended(kind: Kind, reading: Reading) -> Ended | None:

@@ -31,6 +31,7 @@ KINS_MAX = 10_000
 """Combinations of labels whose places are remembered, by the labels and by the event's own words; likewise."""
 _PLACES_MAX = 10_000
 """Combinations of label values whose places are remembered; at it all are looked up anew."""
+_COST, _DURATION, _FIRST_TOKEN, _OVERHEAD = COST.name, f.DURATION.name, f.FIRST_TOKEN.name, f.OVERHEAD.name
 _TIMES = {family.name: family for family in (f.DURATION, f.FIRST_TOKEN, f.PER_TOKEN, f.OVERHEAD)}
 _STUMBLES_SAID = 5
 """How many failures are logged; the rest would say the same at every call."""
@@ -210,26 +211,30 @@ class Metrics:
             for kind, count in (("cache_read", read), ("cache_write", write), ("reasoning", reasoning)):
                 if count:
                     own[kin[kind]] += count
-        if event.cost_usd is not None and (event.cost_usd or kin.bills):
-            own[kin[COST.name]] += max(0.0, float(event.cost_usd))
-        if event.duration_ms is not None:
-            self._time(kin, f.DURATION, event.duration_ms / 1000)
-        if event.ttft_ms is not None:
-            self._time(kin, f.FIRST_TOKEN, event.ttft_ms / 1000)
-        if event.overhead_ms is not None:
-            self._time(kin, f.OVERHEAD, event.overhead_ms / 1000)
+        usd, whole_ms, first_ms, ours_ms = event.cost_usd, event.duration_ms, event.ttft_ms, event.overhead_ms
+        if usd is not None and (usd or kin.bills):
+            own[kin[_COST]] += float(usd) if usd > 0 else 0.0
+        if whole_ms is not None:
+            self._time(kin[_DURATION], f.DURATION.buckets, whole_ms / 1000)
+        if ours_ms is not None:
+            self._time(kin[_OVERHEAD], f.OVERHEAD.buckets, ours_ms / 1000)
+        if first_ms is not None:
+            self._time(kin[_FIRST_TOKEN], f.FIRST_TOKEN.buckets, first_ms / 1000)
         for call in event.tool_calls:
             own[self._place(f.TOOL_CALLS, self._table.name("tool", call.name))] += call.count
 
     def _count_pace(self, seconds: float | None, kin: _Kin) -> None:
         if seconds is not None:
-            self._time(kin, f.PER_TOKEN, seconds)
+            self._time(kin[f.PER_TOKEN.name], f.PER_TOKEN.buckets, seconds)
 
-    def _time(self, kin: _Kin, family: Family, seconds: float) -> None:
-        own, start, buckets = self._own, kin[family.name], family.buckets
-        seconds = seconds if seconds > 0 else 0.0
-        own[start + bisect_left(buckets, seconds)] += 1
-        own[start + len(buckets) + 1] += seconds
+    def _time(self, start: int, buckets: tuple[float, ...], seconds: float) -> None:
+        """Into the histogram that begins at `start`."""
+        own = self._own
+        if seconds > 0:
+            own[start + bisect_left(buckets, seconds)] += 1
+            own[start + len(buckets) + 1] += seconds
+        else:
+            own[start] += 1
 
     def _kin(self, event: UsageEvent) -> _Kin:
         """Where `event` is counted; for what a provider took found by the event's own words, without looking at them.

@@ -27,7 +27,9 @@ def token_counts(event: UsageEvent | Row) -> tuple[int, int, int, int, int]:
 
     A part that is said to be larger than its whole counts as far as the whole goes: reads before writes.
     """
-    total_in, total_out = _count(event.input_tokens), _count(event.output_tokens)
+    total_in, total_out = event.input_tokens or 0, event.output_tokens or 0
+    if not (0 <= total_in <= _COUNT_MAX and 0 <= total_out <= _COUNT_MAX):
+        total_in, total_out = _count(total_in), _count(total_out)
     if not (event.cache_read_tokens or event.cache_write_tokens or event.reasoning_tokens):
         return total_in, 0, 0, total_out, 0  # most; the rest takes three times as long
     read = min(_count(event.cache_read_tokens), total_in)

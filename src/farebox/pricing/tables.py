@@ -43,12 +43,12 @@ class Table:
     `whole` has them as integers, shifted by `places` digits: sums of products of integers are exact
     and cheap. Where it is `usual` (input and output have a rate, reasoning none of its own) the
     commonest stand in attributes, as integers too; it is `textual` if nothing but tokens costs something.
-    `unit` is the price in US dollars that the integer 1 stands for, by the token.
+    `unit` is the price in US dollars that the integer 1 stands for, by the token; `ten` stands for ten dollars.
     """
 
     __slots__ = (
         *("cache_read_n", "cache_write_n", "cache_write_1h_n", "cache_write_unknown_n", "input_n", "output_n"),
-        *("places", "rates", "textual", "unit", "usual", "whole"),
+        *("places", "rates", "ten", "textual", "unit", "usual", "whole"),
     )
 
     def __init__(self, rates: dict[str, Decimal]) -> None:
@@ -57,6 +57,7 @@ class Table:
         self.whole = whole = {name: int(EXACT.scaleb(rate, self.places)) for name, rate in rates.items()}
         self.usual = "input" in whole and "output" in whole and whole["reasoning"] == whole["output"]
         self.unit = EXACT.scaleb(_ONE, -self.places - MILLION)
+        self.ten = 10 ** (self.places + MILLION + 1)
         self.textual = self.usual and "requests" not in rates
         if self.usual:
             self.input_n, self.output_n = whole["input"], whole["output"]
