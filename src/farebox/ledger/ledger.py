@@ -124,7 +124,8 @@ class Ledger:
         Raises JournalFull or JournalFailed: then the attempt must not go out. Cheap: one write, no sync.
         """
         try:
-            self._journal.begin(id.bytes, begun)
+            # `id.bytes` is a property written in Python.
+            self._journal.begin(id.int.to_bytes(16, "big"), begun)
         except JournalUnavailable as error:
             if not self._refusing:
                 self._refusing = True
@@ -147,7 +148,7 @@ class Ledger:
         Never fails for one that has begun; another may be lost: logged, counted.
         """
         try:
-            backlog = self._journal.end(id.bytes, event)
+            backlog = self._journal.end(id.int.to_bytes(16, "big"), event)
         except JournalUnavailable as error:
             self.lost += 1
             self._log.error("an event was lost: it had no begin, and the journal is full", reason=str(error))
