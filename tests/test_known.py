@@ -106,7 +106,7 @@ class Client:
         try:
             head = self._heads.of(request.method, request.raw_path, request.version, request.raw_headers)
             if self._knowing:
-                request.protocol.know(request, head, self._heads)
+                request.protocol.know(request, head, self._heads, self._answer)
             size = request.content_length
             body = whole_body(request, 1000)
             if body is None:

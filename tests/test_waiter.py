@@ -44,7 +44,7 @@ async def test_the_task_has_gone_on_when_wake_returns() -> None:
     told = Told()
     await asyncio.sleep(0)
     assert await told.outside(told.waiter.wake) == ["in the task"]
-    assert told.waiter.waiting
+    assert told.waiter.step
     assert await told.outside(told.waiter.wake) == ["in the task"] * 2
     told.task.cancel()
 
@@ -65,7 +65,7 @@ async def test_waking_nobody_is_not_remembered() -> None:
     told.waiter.wake()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert told.said == [] and told.waiter.waiting
+    assert told.said == [] and told.waiter.step
     told.task.cancel()
 
 
@@ -90,7 +90,7 @@ async def test_a_timeout_ends_the_wait_and_nothing_else() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await waiter
-    assert not waiter.waiting
+    assert not waiter.step
     loop.call_later(0.01, waiter.wake)
     async with asyncio.timeout(5):
         await waiter

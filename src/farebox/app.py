@@ -74,7 +74,7 @@ class App:
     ) -> None:
         self.config = config
         """The config in force; with the demo provider in it, if that answers."""
-        self.clock = clock or Clock(time.monotonic, lambda: datetime.now(UTC))
+        self.clock = clock or Clock(time.monotonic, partial(datetime.now, UTC))
         self.slot = slot
         self.first_key: str | None = None
         """The secret of the key made at the first start, to be shown once."""

@@ -20,21 +20,16 @@ class Waiter:
     Nothing is remembered: to wake nobody does nothing. Whoever waits looks first whether what it waits for is there.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_step")
+    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "step")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._asyncio_future_blocking = False
         self._cancelled: str | None = None
         """What is to be said of the cancellation, until the task was told."""
-        self._step: Callable[[Waiter], object] | None = None
-        """Runs the task on; None while it does not wait."""
+        self.step: Callable[[Waiter], object] | None = None
+        """Runs the task on; None while none waits that nobody has woken."""
         self._context: Context | None = None
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a task waits that nobody has woken."""
-        return self._step is not None
 
     def wake(self) -> None:
         """Run the task that waits until it waits for something else, or ends. What it raises stays in it.
@@ -42,10 +37,10 @@ class Waiter:
         It runs before this returns, so the caller leaves everything in order first. Where a task is running
         already, this one follows with the loop's next turn.
         """
-        step, context = self._step, self._context
+        step, context = self.step, self._context
         if step is None or context is None:
             return
-        self._step = None
+        self.step = None
         try:
             context.run(step, self)
         except RuntimeError:  # asyncio's word for it that another task runs; nothing was done
@@ -58,7 +53,7 @@ class Waiter:
     # -- what a task asks of a future ----------------------------------------------------------
 
     def add_done_callback(self, step: Callable[[Waiter], object], *, context: Context) -> None:
-        self._step, self._context = step, context
+        self.step, self._context = step, context
 
     def result(self) -> None:
         if self._cancelled is not None:
@@ -66,7 +61,7 @@ class Waiter:
             raise asyncio.CancelledError(*([said] if said else []))
 
     def cancel(self, msg: Any = None) -> bool:
-        step, self._step = self._step, None
+        step, self.step = self.step, None
         if step is None:
             return False
         self._cancelled = "" if msg is None else str(msg)

@@ -64,7 +64,7 @@ class Definitions:
 
     def applying(self, caller: Caller, model: str | None, session: str | None) -> tuple[Applied, ...]:
         """The budgets of one call: the caller's from the narrowest to the widest, then those by session and model."""
-        if not self._shared and caller.key_id not in self._own:
+        if not self._shared and (not self._own or caller.key_id not in self._own):
             return ()
         identity = (caller.key_id, caller.key_name, caller.team, caller.project, caller.user)
         known = self._known.get(identity)

@@ -104,9 +104,9 @@ def may_name(operation: Operation, body: bytes) -> bool:
         return True
     # Plain searches first: a long prompt costs them a tenth of what the patterns cost, which look at each quote.
     common = _COMMON.get(operation)
-    if (common is None or holds(body, common, b"_")) and marks.search(body):
+    if (common is None or (body.find(b"_") >= 0 and holds(body, common, b"_"))) and marks.search(body):
         return True
-    return holds(body, b"\\u00", b"\\") and _ESCAPED_LETTER.search(body) is not None
+    return body.find(b"\\") >= 0 and holds(body, b"\\u00", b"\\") and _ESCAPED_LETTER.search(body) is not None
 
 
 def references(operation: Operation, body: bytes) -> list[Reference]:

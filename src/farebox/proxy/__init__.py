@@ -104,10 +104,11 @@ class Proxy:
     async def handle(self, request: Request) -> Reply:
         """Answer one request. Nothing is awaited before its provider but what is not here yet: a key that memory does
         not know, the rest of a body, the owner of an object."""
-        with self._snapshot as snapshot:
-            received, now = self._clock.monotonic(), self._clock.now()
-            request_id = self._ids.mint(now.timestamp())
-            connection = request.protocol
+        snapshot, connection = self._snapshot, request.protocol
+        received, now = self._clock.monotonic(), self._clock.now()
+        request_id = self._ids.mint(now.timestamp())
+        snapshot.calls += 1
+        try:
             try:
                 head = self._read_head(request, snapshot)
                 caller = self._recall(head.credentials) or await self._look_up(head.credentials)
@@ -132,11 +133,16 @@ class Proxy:
                 return await self._ended(call, exc)
             finally:
                 connection.on_lost = None
-                call.over()
-                self._intake.over(call)
+                if call.timer is not None:
+                    call.timer.cancel()
+                self._intake.held_bytes -= call.held_bytes
                 self._calls.discard(call)
                 if not self._calls:
                     self._idle.set()
+        finally:
+            snapshot.calls -= 1
+            if snapshot.retired:
+                snapshot.end()
 
     async def _ended(self, call: Call, exc: BaseException) -> Reply:
         """The answer of a call that ended otherwise than with its provider's."""
@@ -178,7 +184,7 @@ class Proxy:
             return known.head
         head = heads.of(request.method, request.raw_path, request.version, request.raw_headers)
         if head.target.metered and not head.expects_continue:
-            request.protocol.know(request, head, heads)
+            request.protocol.know(request, head, heads, self.handle)
         return head
 
     async def _look_up(self, credentials: Credentials) -> Caller:

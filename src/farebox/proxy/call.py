@@ -69,7 +69,8 @@ class Call:
     """The client left before its answer was complete."""
     stopped: Literal["client", "shutdown"] | None = None
     """Why farebox cancelled this call's task; None while nobody did."""
-    _timer: asyncio.TimerHandle | None = None
+    timer: asyncio.TimerHandle | None = None
+    """Ends the wait for what its client left behind. It does not outlive the call."""
 
     def __init__(
         self,
@@ -107,7 +108,7 @@ class Call:
         metering = self.snapshot.config.metering
         if not self.reserving and self._drains(metering):
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(metering.drain_timeout_s, self.stop, "client")
+            self.timer = loop.call_later(metering.drain_timeout_s, self.stop, "client")
         else:
             self.stop("client")
 
@@ -122,8 +123,3 @@ class Call:
     def reading(self) -> Reading | None:
         """What the meter knows of the attempt under way."""
         return self.meter.finish() if self.meter is not None else None
-
-    def over(self) -> None:
-        """No timer outlives the call."""
-        if self._timer is not None:
-            self._timer.cancel()

@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from farebox import codings, routing
-from farebox.config import Limits
 from farebox.credentials import PREFIX, holds_key
 from farebox.doubts import check_repeated, other_models
 from farebox.errors import Unavailable
@@ -36,7 +35,8 @@ class Intake:
     def __init__(self, guard: Guard | None, ownership: Ownership | None) -> None:
         self._guard = guard
         self._ownership = ownership
-        self._body_bytes = 0
+        self.held_bytes = 0
+        """Of bodies; whoever ends a call takes off what it held."""
 
     def take(self, call: Call) -> Awaitable[None] | None:
         """Take in the request of `call`, and refuse what may not go up. Raises `Refusal`.
@@ -49,10 +49,6 @@ class Intake:
             self._read(call, body)
             return ownership.check_body(call, self._hold) if ownership is not None else None
         return self._wait_for(call, asked)
-
-    def over(self, call: Call) -> None:
-        """The call is over: its body is held no longer."""
-        self._body_bytes -= call.held_bytes
 
     async def _wait_for(self, call: Call, asked: Awaitable[None] | None) -> None:
         """`take`, where the body is not here, or somebody has to be asked first."""
@@ -70,7 +66,8 @@ class Intake:
         """An unmetered request: its body is not read here but streamed on."""
         request = call.request
         call.identity = call.head.identity
-        self._check(call)
+        if self._guard is not None:
+            self._guard.check(call)
         if request.body_exists:
             send_continue(request)
             call.body = Upload(request, call.snapshot.config.limits.client_stall_timeout_s)
@@ -79,7 +76,9 @@ class Intake:
         """The request's body if all of it is here, which for small requests is the rule."""
         if call.head.expects_continue:
             return None
-        body = whole_body(call.request, call.snapshot.config.limits.body_mb_max << 20)
+        body, limit = call.request.body, call.snapshot.config.limits.body_mb_max << 20
+        if body is None or len(body) > limit:
+            body = whole_body(call.request, limit)
         if body is not None:
             self._hold(call, len(body))
         return body
@@ -87,7 +86,7 @@ class Intake:
     async def _read_body(self, call: Call) -> bytes:
         """The request's body, as it comes."""
         limits = call.snapshot.config.limits
-        self._make_room(call.request.content_length or 0, limits)
+        self._check_room(call, call.request.content_length or 0)
         return await read_body(
             call.request, limits.body_mb_max << 20, limits.client_stall_timeout_s, count=partial(self._hold, call)
         )
@@ -106,24 +105,20 @@ class Intake:
         for claim in (facts.model, identity.session, identity.end_user):
             if claim is not None and PREFIX in claim and holds_key(claim):
                 raise misplaced_key("the model, the user or the session")
-        self._check(call)
+        if self._guard is not None:
+            self._guard.check(call)
         if caller.models:
             if not call.budgeted:  # else it was looked through for more than these
                 check_repeated(call.decoded, _GUARDED)
             for model in other_models(call.decoded):
                 routing.check_model(caller, model)
 
-    def _check(self, call: Call) -> None:
-        """Which budgets count the call, and whether it could spend past them. Raises `Refusal`."""
-        if self._guard is not None:
-            self._guard.check(call)
-
     def _hold(self, call: Call, size: int) -> None:
         """Count bytes of a body that are kept for the call. Raises `Unavailable` where there is no room for them."""
-        self._make_room(size, call.snapshot.config.limits)
+        self._check_room(call, size)
         call.held_bytes += size
-        self._body_bytes += size
+        self.held_bytes += size
 
-    def _make_room(self, size: int, limits: Limits) -> None:
-        if self._body_bytes + size > limits.bodies_in_flight_mb_max << 20:
+    def _check_room(self, call: Call, size: int) -> None:
+        if self.held_bytes + size > call.snapshot.config.limits.bodies_in_flight_mb_max << 20:
             raise Unavailable("limits.bodies_in_flight_mb_max of request bodies are held.", headers=SOON)

@@ -138,15 +138,16 @@ class Claim:
 
 def may_make(target: Target, facts: RequestFacts | None) -> bool:
     """Whether the answer to a metered call may tell of an object that outlives it."""
+    if target.operation == "chat":
+        return (facts is not None and facts.store is True) or "/async/" in target.suffix
     # A response that is not stored may still have run in a container, which is.
-    return target.operation in ("responses", "messages") or _answer_kind(target, facts) is not None
+    return target.operation in ("responses", "messages")
 
 
 def _answer_kind(target: Target, facts: RequestFacts | None) -> str | None:
-    store = facts.store if facts is not None else None
-    if target.operation == "chat" and (store is True or "/async/" in target.suffix):
-        return "chat_completion"
-    return "response" if target.operation == "responses" and store is not False else None
+    if target.operation == "chat":
+        return "chat_completion" if may_make(target, facts) else None
+    return "response" if target.operation == "responses" and (facts is None or facts.store is not False) else None
 
 
 _PLACE = "ownership.place"
@@ -172,7 +173,8 @@ class Ownership:
 
         What it returns is to be awaited: then somebody has to be asked.
         """
-        key_id, place = call.caller.key_id, _place(call.head)
+        memo = call.head.memo
+        key_id, place = call.caller.key_id, memo[_PLACE] if _PLACE in memo else _place(call.head)
         if place is None or key_id is None or call.snapshot.config.auth.mode != "virtual":
             return None
         claim = call.claim = self._claim(call, key_id)

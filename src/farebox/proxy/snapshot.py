@@ -7,7 +7,6 @@ its first byte to its last, so it is served entirely by the old config or entire
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import TracebackType
 
 from farebox.config import Config
 from farebox.heads import Heads
@@ -15,32 +14,27 @@ from farebox.upstream import Upstream
 
 
 class Snapshot:
-    """One config with its upstreams, by provider name. Neither changes. `with snapshot:` holds it for a call."""
+    """One config with its upstreams, by provider name. Neither changes. `calls` says how many are served by it."""
 
-    __slots__ = ("_calls", "_over", "config", "heads", "upstreams")
+    __slots__ = ("_over", "calls", "config", "heads", "retired", "upstreams")
 
     def __init__(self, config: Config, upstreams: Mapping[str, Upstream]) -> None:
         self.config = config
         self.upstreams = upstreams
         self.heads = Heads(config.auth.mode)
-        self._calls = 0
+        self.calls = 0
+        self.retired = False
+        """No further call gets this one: whoever ends one calls `end`."""
         self._over: Callable[[], None] | None = None
-
-    def __enter__(self) -> Snapshot:
-        self._calls += 1
-        return self
-
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        self._calls -= 1
-        if self._over is not None:
-            self._say_over()
 
     def retire(self, over: Callable[[], None]) -> None:
         """No further call gets this one: `over` is called, once, when the last that holds it has ended."""
+        self.retired = True
         self._over = over
-        self._say_over()
+        self.end()
 
-    def _say_over(self) -> None:
-        if not self._calls and self._over is not None:
+    def end(self) -> None:
+        """A call has ended."""
+        if not self.calls and self._over is not None:
             over, self._over = self._over, None
             over()

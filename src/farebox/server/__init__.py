@@ -9,9 +9,9 @@ all that is done with them here, so `Request` and `Reply` stand in their places.
 
 from __future__ import annotations
 
-from farebox.server.connection import Connection, Handler, Server, make_server
+from farebox.server.connection import Connection, Server, make_server
 from farebox.server.reply import HIGH_WATER_BYTES, ClientGone, Headers, Reply, field_lines, refuse, respond
-from farebox.server.request import BROKEN_OFF, Request, Upload, read_body, send_continue, whole_body
+from farebox.server.request import BROKEN_OFF, Handler, Request, Upload, read_body, send_continue, whole_body
 
 __all__ = [
     "BROKEN_OFF",

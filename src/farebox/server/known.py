@@ -8,11 +8,14 @@ between two requests, all of the body came with the head, and nothing behind it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp.http import RawRequestMessage
 
 from farebox.heads import RequestHead
+
+if TYPE_CHECKING:
+    from farebox.server.request import Handler
 
 KNOWN_BYTES_MAX = 4 * 1024
 """Bytes of a head that is kept with its connection; a longer one is parsed every time."""
@@ -52,14 +55,16 @@ def read_opening(data: bytes, message: RawRequestMessage) -> Opening | None:
 class Known:
     """One head as it came, and what it says. Holds credentials: it is not printed."""
 
-    __slots__ = ("_after", "_before", "_sizes", "head", "read_by", "target")
+    __slots__ = ("_after", "_before", "_sizes", "handler", "head", "read_by", "target")
 
-    def __init__(self, opening: Opening, target: str, head: RequestHead, read_by: object) -> None:
-        """`target` as on the request line. `read_by`: whose reading of it `head` is; another may say otherwise."""
+    def __init__(self, opening: Opening, target: str, head: RequestHead, read_by: object, handler: Handler) -> None:
+        """`target` as on the request line. `read_by`: whose reading of it `head` is; another may say otherwise.
+        `handler` answers such requests."""
         self._before = opening.before
         self._after = opening.after
         self._sizes = len(opening.before), len(opening.after)
         self.target = target
+        self.handler = handler
         self.head = head
         self.read_by = read_by
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from farebox.server.receiving import may_receive, receive
 if TYPE_CHECKING:
     from farebox.server.connection import Connection
     from farebox.server.known import Known
+    from farebox.server.reply import Reply
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -89,6 +90,7 @@ class KnownRequest(Request):
     """A request whose head came before on its connection, and all of its body with it."""
 
     __slots__ = ()
+    known: Known
 
     def __init__(self, known: Known, body: bytes, protocol: Connection) -> None:
         head = known.head
@@ -102,6 +104,9 @@ class KnownRequest(Request):
         self.content = EMPTY_PAYLOAD
         self.protocol = protocol
         self.keep_alive = self.taken = True
+
+
+Handler = Callable[[Request], Awaitable["Reply"]]
 
 
 def _no_count(size: int) -> None:
