@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ CALL = Scenario("call", "whole", 1, 60.0)
 STREAM = Scenario("stream", "stream-1000-2", 1, 60.0)
 """Events come so far apart that each is read alone, and so many that what timers do between them is little."""
 CALLS = 400
+_TIMES = 2
 _WAIT_S = 10.0
 
 
@@ -61,14 +62,19 @@ def of_bare(bench: Bench) -> dict[str, Count]:
 
 
 def _call(target: Target, file: Path) -> Count:
-    scenarios.load(target, CALL, calls=CALLS // 2)
-    return _counted(target, file, CALL, CALLS)
+    scenarios.load(target, CALL, calls=CALLS)
+    return _least(_counted(target, file, CALL, CALLS) for _ in range(_TIMES))
 
 
 def _chunk(target: Target, file: Path) -> Count:
     """Head and end of the stream are spread over its events."""
     scenarios.load(target, replace(STREAM, model="stream-50-5"), calls=1)
-    return _counted(target, file, STREAM, 1)
+    return _least(_counted(target, file, STREAM, 1) for _ in range(_TIMES))
+
+
+def _least(found: Iterable[Count]) -> Count:
+    """The one with the fewest timers between."""
+    return min(found, key=lambda one: one.total)
 
 
 def _counted(target: Target, file: Path, scenario: Scenario, calls: int) -> Count:
