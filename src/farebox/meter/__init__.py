@@ -12,5 +12,6 @@ that is `accounting`.
 
 from farebox.meter.meter import Meter
 from farebox.meter.reading import Reading
+from farebox.meter.template import Template
 
-__all__ = ["Meter", "Reading"]
+__all__ = ["Meter", "Reading", "Template"]

@@ -16,6 +16,7 @@ from farebox.meter.reading import Notes, Reading
 from farebox.meter.responses import ResponsesWire
 from farebox.meter.sample import NO_TEXT, Text
 from farebox.meter.stream import StreamMeter
+from farebox.meter.template import Template
 from farebox.meter.terminals import Tokens, watch
 from farebox.meter.wire import Wire
 from farebox.records import Family, Operation
@@ -125,6 +126,20 @@ class Meter:
         if self._plain is not None:
             return self._plain[1]
         return self._notes.stored if self._notes is not None else {}
+
+    @property
+    def expected(self) -> Template | None:
+        """What the next chunk most likely repeats. One that does need not be fed: it goes on as it is, and the text in
+        it to `keep`. None where all have to be fed."""
+        stream = self._stream
+        if stream is None or self._decoder is not None or stream.watch is not None:
+            return None
+        return stream.template
+
+    def keep(self, text: bytes) -> None:
+        """Note the text, as escaped in JSON, of chunks that repeated what was `expected`."""
+        if self._stream is not None:
+            self._stream.keep(text)
 
     def feed(self, chunk: bytes, now: float) -> bytes:
         """Read `chunk`, which arrived at `now`; returns what to forward at once (maybe nothing)."""

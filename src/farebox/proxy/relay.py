@@ -8,6 +8,7 @@ from farebox.accounting import Attempt, Ending
 from farebox.config import Config
 from farebox.meter import Meter, Reading
 from farebox.proxy.call import Call, Clock
+from farebox.proxy.lane import Lane
 from farebox.proxy.settle import Settler
 from farebox.proxy.whole import head_lines
 from farebox.server import ClientGone, Reply
@@ -139,13 +140,14 @@ class Relay:
         peeked: bytes,
         length: int | None,
     ) -> tuple[Ending, str | None]:
-        passing = _Passing(call, attempt, meter, reply, self._clock.monotonic, length)
+        passing = _Passing(call, attempt, answer, meter, reply, self._clock.monotonic, length)
+        lane = passing.lane.take if passing.lane is not None else None
         stall_s = call.snapshot.config.limits.client_stall_timeout_s
         if not peeked and not answer.ready:
             passing.flush()
         try:
             waits = bool(peeked) and passing.take(peeked)
-            while waits or not await answer.pipe(passing.take):
+            while waits or not await answer.pipe(passing.take, lane):
                 waits = False
                 if passing.last:
                     await self._settle_last(call, meter, passing)
@@ -159,6 +161,8 @@ class Relay:
         except UpstreamError as exc:
             passing.write(meter.eof())
             return "broken", exc.kind
+        finally:
+            passing.account()
         attempt.last_byte = self._clock.monotonic()
         passing.write(meter.eof())
         return "whole", None
@@ -210,13 +214,14 @@ class _Passing:
 
     __slots__ = (
         "_call", "_claim", "_length", "_meter", "_monotonic", "_reply",
-        "attempt", "cut_by", "held", "last", "pace", "pace_due",
+        "attempt", "cut_by", "held", "lane", "last", "pace", "pace_due",
     )  # fmt: skip
 
     def __init__(
         self,
         call: Call,
         attempt: Attempt,
+        answer: Answer,
         meter: Meter,
         reply: Reply,
         monotonic: Callable[[], float],
@@ -235,14 +240,22 @@ class _Passing:
         """The last bytes, until the row is written."""
         self.cut_by = 0
         """Bytes of the answer at which it is cut wherever it stands; 0 as long as nothing is to be cut."""
+        self.lane: Lane | None = None
+        """The short way for the ordinary piece; None where each has to be looked at for more than its usage."""
+        if reply.chunked and self.pace is None and self._claim is None:
+            self.lane = Lane(attempt, meter, reply, monotonic, answer.halt)
 
     def take(self, chunk: bytes) -> bool:
         """Pass a piece on; whether something is to be done before the next."""
-        meter, attempt, call = self._meter, self.attempt, self._call
+        meter, attempt, call, lane = self._meter, self.attempt, self._call, self.lane
+        if lane is not None:
+            lane.account()
         now = attempt.last_byte = self._monotonic()
         attempt.answer_bytes += len(chunk)
         out = meter.feed_frame(chunk, now) if self.cut_by else meter.feed(chunk, now)
-        if self._claim is not None:
+        if lane is not None:
+            lane.expect(meter.expected)
+        elif self._claim is not None:
             self._claim.feed(chunk, meter)
         self.pace_due = False
         unsettled = call.attempt is not None
@@ -258,6 +271,11 @@ class _Passing:
             self.pace_due = True
             return True
         return self._reply.congested and not call.gone
+
+    def account(self) -> None:
+        """Note what went the short way."""
+        if self.lane is not None:
+            self.lane.account()
 
     def release(self) -> None:
         """The row is written: the last bytes go out."""

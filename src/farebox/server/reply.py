@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from aiohttp.http import HttpVersion10, HttpVersion11
@@ -14,6 +15,9 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 from farebox import paths
 from farebox.errors import InternalError, Refusal
 from farebox.server.request import Request
+
+if TYPE_CHECKING:
+    from farebox.server.connection import Connection
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -121,6 +125,16 @@ class Reply:
             data = data[: self._left]
             self._left -= len(data)
         self._send(data)
+
+    @property
+    def connection(self) -> Connection:
+        """The client's."""
+        return self._request.protocol
+
+    @property
+    def chunked(self) -> bool:
+        """Whether pieces of the body are framed as chunks."""
+        return self._chunked
 
     @property
     def congested(self) -> bool:

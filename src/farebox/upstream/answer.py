@@ -16,6 +16,8 @@ READ_BUFFER_BYTES = 64 * 1024
 """Bytes of one answer held untaken; past them the provider's socket is not read until some are taken."""
 
 Sink = Callable[[bytes], bool]
+Lane = Callable[[bytes], bool]
+"""Takes one whole chunk, framing included, from where chunks begin; False where it does not, and then did nothing."""
 
 
 class Answer:
@@ -35,6 +37,8 @@ class Answer:
     _whole = _stopped = False
     _error: UpstreamError | None = None
     _sink: Sink | None = None
+    lane: Lane | None = None
+    """A way past the sink, and past the link's parser."""
     _raised: BaseException | None = None
     """By the sink."""
 
@@ -95,11 +99,12 @@ class Answer:
             await self._waiter
         return self._take(self._pieces)
 
-    async def pipe(self, sink: Sink) -> bool:
+    async def pipe(self, sink: Sink, lane: Lane | None = None) -> bool:
         """Pass each piece to `sink` the moment it arrives; True at the body's proper end. Raises `UpstreamError`.
 
         No task runs for a piece. A `sink` that returns True wants to be left alone: False is returned, and
-        the provider is not read until the next `read` or `pipe`. What it raises is raised here.
+        the provider is not read until the next `read` or `pipe`. What it raises is raised here. `lane`: is asked
+        first what it takes of that itself, where the provider sends chunks.
         """
         while self._pieces:
             if sink(self._take(self._pieces)):
@@ -109,12 +114,13 @@ class Answer:
         if self._error is not None:
             raise self._error
         self._sink = sink
+        self.lane = lane
         self._stopped = False
         self._link.resume()
         try:
             await self._waiter
         finally:
-            self._sink = None
+            self._sink = self.lane = None
         if self._raised is not None:
             raised, self._raised = self._raised, None
             raise raised
@@ -173,10 +179,18 @@ class Answer:
                 return False
         except BaseException as exc:  # whoever awaits the pipe is told, not the transport
             self._raised = exc
-        self._sink = None
+        self._stop()
+        return True
+
+    def halt(self) -> None:
+        """What a lane says in place of a sink's True, when it has done all else."""
+        self._stop()
+        self.told()
+
+    def _stop(self) -> None:
+        self._sink = self.lane = None
         self._stopped = True
         self._link.pause()
-        return True
 
     def finish(self) -> None:
         """The body is whole."""

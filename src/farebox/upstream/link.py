@@ -49,7 +49,7 @@ class Link(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_answer", "_bodiless", "_buffer", "_excess", "_head", "_head_bytes", "_headers",
+        "_answer", "_between", "_bodiless", "_buffer", "_excess", "_head", "_head_bytes", "_headers",
         "_keeps", "_loop", "_over", "_parser", "_paused", "_pieces", "_reason", "_seen", "_status", "_timer",
         "_timer_at", "_transport", "_unblocked", "_uploading", "_whole", "born", "idle_since",
     )  # fmt: skip
@@ -61,6 +61,8 @@ class Link(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._parser: HttpResponseParser | None = _parser(self)
         self._answer: Answer | None = None
+        self._between = False
+        """The next byte begins a chunk, or ends the body."""
         self._bodiless = False
         self._headers: list[tuple[bytes, bytes]] = []
         self._status = 0
@@ -102,7 +104,7 @@ class Link(asyncio.BufferedProtocol):
         self._answer = answer
         self._bodiless = bodiless
         self._uploading = uploading
-        self._head = self._whole = self._excess = False
+        self._head = self._whole = self._excess = self._between = False
         self._head_bytes = 0
         self._seen = now
         if self._transport is not None:
@@ -208,6 +210,8 @@ class Link(asyncio.BufferedProtocol):
             return
         now = self._seen = self._loop.time()
         data = self._buffer[:nbytes]
+        if self._between and (lane := answer.lane) is not None and lane(bytes(data)):
+            return
         if not (self._head or self._head_bytes or self._bodiless) and answer.begin_whole(bytes(data)):
             self._release(now, reusable=True)
             answer.told()
@@ -223,6 +227,8 @@ class Link(asyncio.BufferedProtocol):
         except (HttpParserError, HttpParserUpgrade):
             # After the head of an answer to HEAD nothing is read: the parser, which does not know, may stumble there.
             fault = not (self._bodiless and self._head)
+        # A line that gives a size ends with a line feed: the last byte tells whether one has begun.
+        self._between = self._between and data[-1] == 0x0A
         if not self._pieces:
             # Of a head, but also of trailers and chunk extensions, a provider can send without end.
             self._head_bytes += len(data)
@@ -319,6 +325,12 @@ class Link(asyncio.BufferedProtocol):
             raise _Unwanted  # an interim answer has none: what follows it can be read in two ways
         if not self._whole:
             self._pieces.append(data)
+
+    def on_chunk_header(self) -> None:
+        self._between = False
+
+    def on_chunk_complete(self) -> None:
+        self._between = True
 
     def on_message_complete(self) -> None:
         assert self._parser is not None
