@@ -15,7 +15,7 @@ import msgspec
 
 from farebox.dialects.plain import ChatUsage, EmbeddingsUsage, MessagesUsage, PlainUsage, ResponsesUsage
 from farebox.dialects.profile import Profile
-from farebox.dialects.values import text
+from farebox.dialects.values import TEXT_MAX, text
 from farebox.meter.documents import exact
 from farebox.meter.reading import STORED_MAX, Reading
 from farebox.meter.tools import ToolTally
@@ -126,7 +126,11 @@ def read(operation: Operation, document: bytes, profile: Profile) -> Plain | Non
     except (msgspec.MsgspecError, _Unusual, RecursionError, ValueError):
         return None
     said: PlainUsage = answer.usage
-    model = text(answer.model)
+    model, tier, id = answer.model, answer.service_tier, answer.id
+    names = f"{model}{tier}{id}"
+    if len(names) > TEXT_MAX or not names.isprintable():  # else each of them is as it should be
+        model, tier, id = text(model), text(tier), text(id)
+    model = model or None
     usage = said.read(profile, model)
     if usage is None:
         return None
@@ -136,8 +140,8 @@ def read(operation: Operation, document: bytes, profile: Profile) -> Plain | Non
         plain=True,
         usage_raw=said,
         model=model,
-        service_tier=said.tier or text(answer.service_tier),
-        response_id=text(answer.id),
+        service_tier=said.tier or tier or None,
+        response_id=id or None,
         tool_calls=calls,
         complete=True,
     )

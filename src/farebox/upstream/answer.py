@@ -27,13 +27,13 @@ class Answer:
     # What most answers leave as it is stands in the class, not in each of them.
     begun = False
     """Whether the head is there."""
+    whole = b""
+    """The whole body, where it came at once with its head, until somebody takes it."""
     uploading: asyncio.Task[None] | None = None
     """Who sends the request's body meanwhile; it is not wanted any more once the answer is over."""
     _pieces: deque[bytes] | None = None
     """What is here and not taken; made when the first piece has to wait, for most never do."""
     _size = 0
-    _body = b""
-    """The whole body, where it came at once with its head, until somebody takes it."""
     _whole = _stopped = False
     _error: UpstreamError | None = None
     _sink: Sink | None = None
@@ -74,15 +74,10 @@ class Answer:
             self.close()
             raise
 
-    @property
-    def whole(self) -> bytes:
-        """The whole body, where it came at once with its head and nobody has taken it; it is not taken by this."""
-        return self._body
-
     def take_whole(self) -> bytes | None:
         """The whole body, where it came in one piece that nobody has taken; else None."""
-        if self._body:
-            body, self._body = self._body, b""
+        if self.whole:
+            body, self.whole = self.whole, b""
             return body
         if self._whole and self._pieces is not None and len(self._pieces) == 1:
             return self._take(self._pieces)
@@ -110,7 +105,7 @@ class Answer:
             if sink(self._take(self._pieces)):
                 return False
         if self._whole:
-            return not (self._body and sink(self.take_whole() or b""))
+            return not (self.whole and sink(self.take_whole() or b""))
         if self._error is not None:
             raise self._error
         self._sink = sink
@@ -157,7 +152,7 @@ class Answer:
         found = self._shapes.read(data)
         if found is None:
             return False
-        self.head, self._body = found
+        self.head, self.whole = found
         self.begun = self._whole = True
         if self.uploading is not None:
             self._stop_upload()
