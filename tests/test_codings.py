@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farebox.codings import EMPTY_MEMBERS_MAX, Decoder, decode_body
+from farebox.codings import AT_ONCE_BYTES, EMPTY_MEMBERS_MAX, Decoder, decode_body, decoding
 from farebox.errors import BadEncoding, BodyTooLarge
 
 if sys.version_info >= (3, 14):
@@ -308,3 +308,18 @@ def test_no_bytes_make_a_decoder_raise(data: bytes, header: str, cuts: list[int]
         assert decoder.complete
     except BadEncoding:
         assert decoder.broken or not decoder.complete
+
+
+def test_others_have_their_turn_while_a_large_body_is_decoded() -> None:
+    """A few kilobytes that unpack to megabytes stop on the way, and say in the end what decoding at once says."""
+    body = bytes(8_000_000)
+    packed, stops = gzip(body), 0
+    work = decoding(packed, "gzip", len(body))
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            assert end.value == body == decode_body(packed, "gzip", len(body))
+            break
+        stops += 1
+    assert stops >= 8_000_000 // AT_ONCE_BYTES - 1

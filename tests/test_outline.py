@@ -8,7 +8,7 @@ import random
 import pytest
 
 from farebox.doubts import duplicate_members, other_models
-from farebox.outline import LONG_BYTES, outline
+from farebox.outline import LONG_BYTES, outline, outlining
 from farebox.request import read_facts, read_odd_facts
 
 _LONG = "x" * LONG_BYTES
@@ -64,8 +64,9 @@ def test_a_prompt_leaves_nothing_of_itself_in_the_outline() -> None:
         b'"' + b"x" * (3 * LONG_BYTES),
         b'{"a":[' + b"1," * LONG_BYTES + b"1]}",
         b'{"a":"' + b"\\\\" * LONG_BYTES + b'"}',
+        ('{"a":"' + _LONG + '"}').encode("utf-16-le"),
     ],
-    ids=["small", "short", "no string", "no end", "numbers", "backslashes"],
+    ids=["small", "short", "no string", "no end", "numbers", "backslashes", "UTF-16"],
 )
 def test_what_has_no_long_string_is_its_own_outline(text: bytes) -> None:
     """So is what is too odd to be sure of."""
@@ -107,3 +108,12 @@ def test_a_long_string_is_not_judged_and_hides_nothing() -> None:
 def test_a_model_too_long_to_be_read_is_one_that_cannot_be_read() -> None:
     """It is not taken for none."""
     assert other_models(json.dumps({"models": [_LONG, "b"]}).encode()) == [None, "b"]
+
+
+def test_others_have_their_turn_while_a_large_text_is_looked_at() -> None:
+    """One long string, or very many short ones: there are stops at least each 4 MB, or each 4,096 quotes."""
+    one = json.dumps({"a": "x" * 20_000_000}).encode()
+    assert sum(1 for _ in outlining(one)) >= 4
+    many = json.dumps({"a": ["q"] * 100_000, "b": "x" * 20_000_000}).encode()
+    assert sum(1 for _ in outlining(many)) >= 4
+    assert outline(one) == b'{"a": ""}'

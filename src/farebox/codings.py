@@ -19,11 +19,13 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from typing import Any, Protocol
 
 import brotli  # type: ignore[import-untyped]
 
 from farebox.errors import BadEncoding, BodyTooLarge
+from farebox.pieces import Pieces, at_once
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -32,6 +34,9 @@ else:
 
 PIECE_BYTES = 64 * 1024
 """How much a stage hands on at once. brotli's bound is soft: a piece of its may be half as large again."""
+
+AT_ONCE_BYTES = 512 * 1024
+"""How much of a request body is decoded before others may have their turn."""
 
 STACKED_CODINGS_MAX = 3
 """Longest list of codings read; a longer one is refused as unsupported. Real traffic has one."""
@@ -269,21 +274,30 @@ def decode_body(data: bytes, content_encoding: str, limit: int) -> bytes:
     is empty in every coding. Raises BodyTooLarge past the limit; BadEncoding for an unknown
     coding, a corrupt body or one that ends early.
     """
+    return at_once(decoding(data, content_encoding, limit))
+
+
+def decoding(data: bytes, content_encoding: str, limit: int) -> Pieces[bytes]:
+    """`decode_body`, in pieces."""
     stages = _stages(content_encoding)
     too_large = BodyTooLarge(f"the request body is larger than {limit} bytes once decoded")
     if not stages or not data:
         if len(data) > limit:
             raise too_large
         return data
+    body, due = BytesIO(), AT_ONCE_BYTES
     try:
-        body = b"".join(_undo(stages, data, limit))
+        for piece in _undo(stages, data, limit):
+            if body.write(piece) and body.tell() >= due:
+                due = body.tell() + AT_ONCE_BYTES
+                yield
     except _Overflow:
         raise too_large from None
     except _FAULTS:
         raise BadEncoding("the request body does not decode as its content-encoding says") from None
     if not all(stage.at_end for stage in stages):
         raise BadEncoding("the request body ends before its content-encoding does")
-    return body
+    return body.getvalue()
 
 
 class Decoder:

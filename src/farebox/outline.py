@@ -11,6 +11,8 @@ outline; what it says in a long string is not judged, here or by who reads the o
 
 from __future__ import annotations
 
+from farebox.pieces import Pieces, at_once
+
 LONG_BYTES = 64 * 1024
 """A string this long, or longer, is left out."""
 
@@ -21,6 +23,9 @@ _STEP_BYTES = 1024
 """Quotes looked at: so many, and one for so many bytes. A text with more is parsed as fast as it is searched."""
 _FEW = 24
 """After so many quotes it is seen first whether any long string may follow, for who calls with many short ones."""
+_STEPS_AT_ONCE = 4096
+_PIECE_BYTES = 4 * 1024 * 1024
+"""After so many quotes, or so many bytes without one, others may have their turn."""
 _RUN = 64
 """Backslashes in a row that are counted."""
 
@@ -30,16 +35,26 @@ def outline(text: bytes) -> bytes:
 
     Where there are too many quotes to look at, the rest stays as it is.
     """
-    if len(text) < LONG_BYTES:
+    return text if len(text) < LONG_BYTES else at_once(outlining(text))
+
+
+def outlining(text: bytes) -> Pieces[bytes]:
+    """`outline`, in pieces."""
+    if len(text) < LONG_BYTES or b"\0" in text[:4]:  # UTF-16, to those who take it: other bytes, other quotes
         return text
     kept: list[memoryview] = []
     view = memoryview(text)
     copied = at = 0
     opening = -1
-    for step in range(_STEPS + len(text) // _STEP_BYTES):
+    for step in range(1, _STEPS + len(text) // _STEP_BYTES):
         if step == _FEW and not _has_bare_block(text, at):
             break
-        at = text.find(b'"', at)
+        if step % _STEPS_AT_ONCE == 0:
+            yield
+        while (found := text.find(b'"', at, at + _PIECE_BYTES)) < 0 and at < len(text):
+            at += _PIECE_BYTES
+            yield
+        at = found
         if at < 0:
             break
         if opening < 0:

@@ -44,6 +44,8 @@ class Call:
     """What goes up unless it is spliced: bytes where the path is metered, else a stream."""
     decoded: bytes = b""
     """The body without its content-encoding, to be read; empty where the path is not metered."""
+    outline: bytes = b""
+    """`decoded` without its long strings: where members are looked for."""
     facts: RequestFacts | None = None
     ordinary: Ordinary | None = None
     """The body once more, where budgets count the call and it is an ordinary one."""

@@ -110,7 +110,7 @@ class Guard:
         elif enforced:
             call.ordinary = read_ordinary(call.target.operation, call.decoded)
             if call.ordinary is None or not plainly_once(call.decoded):
-                check_repeated(call.decoded, inputs=call.target.operation == "responses")
+                check_repeated(call.outline, inputs=call.target.operation == "responses")
         call.applied, call.budgeted = applied, enforced
 
     def enforces(self, caller: Caller) -> bool:

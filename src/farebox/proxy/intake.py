@@ -6,15 +6,18 @@ waits (for the rest of a body, for the owner of an object) goes the same way, wi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from farebox import codings, routing
 from farebox.credentials import PREFIX, holds_key
 from farebox.doubts import check_repeated, other_models
 from farebox.errors import Unavailable
 from farebox.heads import misplaced_key
+from farebox.outline import outline, outlining
+from farebox.pieces import Pieces
 from farebox.proxy.call import Call
 from farebox.proxy.ownership import Ownership
 from farebox.request import claims, read_facts
@@ -22,6 +25,8 @@ from farebox.server import Upload, read_body, send_continue, whole_body
 
 if TYPE_CHECKING:
     from farebox.proxy.guard import Guard
+
+T = TypeVar("T")
 
 SOON = {"retry-after": "1"}
 """Told to those for whom there was no room."""
@@ -45,8 +50,11 @@ class Intake:
         """
         ownership = self._ownership
         asked = ownership.check_path(call) if ownership is not None else None
-        if asked is None and call.target.metered and (body := self._body_here(call)) is not None:
-            self._read(call, body)
+        here = asked is None and call.target.metered and not call.head.encoding
+        if here and (body := self._body_here(call)) is not None:
+            call.body = call.decoded = body
+            call.outline = outline(body)
+            self._read(call)
             return ownership.check_body(call, self._hold) if ownership is not None else None
         return self._wait_for(call, asked)
 
@@ -56,7 +64,8 @@ class Intake:
             await asked
         if call.target.metered:
             body = self._body_here(call)
-            self._read(call, await self._read_body(call) if body is None else body)
+            await self._unfold(call, await self._read_body(call) if body is None else body)
+            self._read(call)
         else:
             self._pass_on(call)
         if self._ownership is not None and (asked := self._ownership.check_body(call, self._hold)) is not None:
@@ -91,16 +100,21 @@ class Intake:
             call.request, limits.body_mb_max << 20, limits.client_stall_timeout_s, count=partial(self._hold, call)
         )
 
-    def _read(self, call: Call, body: bytes) -> None:
-        """The body of a metered request, its facts, and whom it is for."""
-        head, caller = call.head, call.caller
+    async def _unfold(self, call: Call, body: bytes) -> None:
+        """A body that may be large, and what is to be read of it. Others have their turn meanwhile."""
         call.body = call.decoded = body
-        if head.encoding:
+        encoding = call.head.encoding
+        if encoding:
             limit = call.snapshot.config.limits.decoded_body_mb_max << 20
-            call.decoded = codings.decode_body(body, head.encoding, limit)
+            call.decoded = await _in_turns(codings.decoding(body, encoding, limit))
             if call.decoded is not body:
                 self._hold(call, len(call.decoded))
-        facts = call.facts = read_facts(head.target.operation, call.decoded)
+        call.outline = await _in_turns(outlining(call.decoded))
+
+    def _read(self, call: Call) -> None:
+        """The facts of a metered request, and whom it is for."""
+        head, caller = call.head, call.caller
+        facts = call.facts = read_facts(head.target.operation, call.outline)
         identity = call.identity = claims(head.identity, facts)
         for claim in (facts.model, identity.session, identity.end_user):
             if claim is not None and PREFIX in claim and holds_key(claim):
@@ -109,8 +123,8 @@ class Intake:
             self._guard.check(call)
         if caller.models:
             if not call.budgeted:  # else it was looked through for more than these
-                check_repeated(call.decoded, _GUARDED)
-            for model in other_models(call.decoded):
+                check_repeated(call.outline, _GUARDED)
+            for model in other_models(call.outline):
                 routing.check_model(caller, model)
 
     def _hold(self, call: Call, size: int) -> None:
@@ -122,3 +136,13 @@ class Intake:
     def _check_room(self, call: Call, size: int) -> None:
         if self.held_bytes + size > call.snapshot.config.limits.bodies_in_flight_mb_max << 20:
             raise Unavailable("limits.bodies_in_flight_mb_max of request bodies are held.", headers=SOON)
+
+
+async def _in_turns(work: Pieces[T]) -> T:
+    """The result of `work`, with a turn of the event loop between its pieces."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        await asyncio.sleep(0)

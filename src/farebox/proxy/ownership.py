@@ -193,7 +193,7 @@ class Ownership:
         key_id, target = call.caller.key_id, call.target
         if key_id is None or call.snapshot.config.auth.mode != "virtual":
             return None
-        if target.metered and not may_name(target.operation, call.decoded):
+        if target.metered and not may_name(target.operation, call.outline):
             # Most calls end here: they name nothing, and nothing of their answers is kept by the provider.
             if call.claim is None and may_make(target, call.facts):
                 call.claim = self._claim(call, key_id)
@@ -212,7 +212,7 @@ class Ownership:
     async def _own_body(self, call: Call, claim: Claim, hold: Callable[[int], None]) -> None:
         try:
             if call.target.metered:
-                named = references(call.target.operation, call.decoded)
+                named = references(call.target.operation, call.outline)
             else:
                 named = await read_ahead(call, hold)
         except (BadRequest, BadEncoding, BodyTooLarge):

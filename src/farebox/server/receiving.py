@@ -20,7 +20,7 @@ WORTH_BYTES = 32 * 1024
 """Where less is to come, the pieces cost no more."""
 STEP_BYTES = 1024 * 1024
 """Room is made, and counted, in such steps: a client that announces much and sends nothing is given one. Later ones
-are a quarter of what came, up to four times as large: each may have to move the whole."""
+are a sixteenth of what came: each may have to move the whole."""
 
 
 def may_receive(request: Request, begun: bytes) -> bool:
@@ -84,7 +84,7 @@ class _Rest(asyncio.BufferedProtocol):
             self._transport.set_protocol(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        self._window = self._view[self._came :]
+        self._window = self._view[self._came : self._came + STEP_BYTES]
         return self._window
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -104,7 +104,7 @@ class _Rest(asyncio.BufferedProtocol):
                 self._fail(exc)
 
     def _make_room(self) -> None:
-        step = min(max(STEP_BYTES, self._room // 4), 4 * STEP_BYTES)
+        step = max(STEP_BYTES, self._room // 16)
         room = min(self._length, self._room + step)
         self._count(room - self._room)
         self._view.release()
