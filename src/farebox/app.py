@@ -206,7 +206,7 @@ class App:
 
     def _make_proxy(self, estimator: Estimator) -> Proxy:
         learned = Learned()
-        recorder = Recorder(self.ledger, self.metrics, learned, lambda: self.prices.pricer, self.budgets.recorded)
+        recorder = Recorder(self.ledger, self.metrics, learned, self.prices, self.budgets.recorded)
         return Proxy(
             self._snapshot,
             identify=self.keyring.authenticate,

@@ -94,7 +94,7 @@ class Ended:
         """What their rows have in common; None where that is not for keeping."""
         self.standing: Standing | None = None
         """The prices of late."""
-        self.counted: object = None
+        self.counted: Any = None
         """Where the metrics count it: theirs to know."""
 
 

@@ -10,7 +10,7 @@ from farebox.admission.learned import Learned
 from farebox.ledger import Ledger
 from farebox.meter import Reading
 from farebox.metrics import Metrics
-from farebox.pricing import Pricer
+from farebox.pricebook import Prices
 from farebox.records import FloatHold, UsageEvent
 from farebox.rows import Ordinary
 
@@ -23,13 +23,13 @@ class Recorder:
         ledger: Ledger,
         metrics: Metrics,
         learned: Learned,
-        pricer: Callable[[], Pricer],
+        prices: Prices,
         recorded: Callable[[FloatHold], None],
     ) -> None:
         self._ledger = ledger
         self._metrics = metrics
         self._learned = learned
-        self._pricer = pricer
+        self._prices = prices
         self._recorded = recorded
 
     def record(self, event: UsageEvent) -> None:
@@ -43,7 +43,7 @@ class Recorder:
 
     def ordinary(self, attempt: Attempt, reading: Reading, finished: float) -> Ordinary | None:
         """The event of an attempt in its short form, by the prices in force; None where it has none."""
-        return rows.ordinary(attempt, reading, finished, self._pricer())
+        return rows.ordinary(attempt, reading, finished, self._prices.pricer)
 
     def post(self, ordinary: Ordinary) -> None:
         """`record` with the short form."""

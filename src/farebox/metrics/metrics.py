@@ -169,8 +169,8 @@ class Metrics:
     def count(self, row: Row, kind: Kind, ended: Ended) -> None:
         """`observe` with the short form of an event. Never raises."""
         try:
-            kin = ended.counted
-            if not isinstance(kin, _Kin):
+            kin: _Kin | None = ended.counted
+            if kin is None:
                 kin = ended.counted = self._kin_of_ended(kind, ended)
             self._count_usual(row, kin)
             if row.cost_usd is None:

@@ -58,7 +58,7 @@ class Settler:
         attempt = call.attempt
         if attempt is None:
             return True
-        if _asks_for_more(call, attempt):
+        if attempt.hold is not None and _asks_for_more(call, attempt):
             return False
         if finished is None:
             finished = self._clock.monotonic()
