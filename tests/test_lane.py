@@ -103,7 +103,9 @@ class Relayed:
         self.wire.say(HEAD)
         self.answer: Answer = await self.sending
         call: Any = SimpleNamespace(claim=None, ticket=None, attempt=None, gone=False, client_left=lambda: None)
-        self.passing = _Passing(call, self.attempt, self.answer, self.meter, self.client.reply, lambda: 1.0, None)
+        settler: Any = None  # the call is settled
+        reply = self.client.reply
+        self.passing = _Passing(call, self.attempt, self.answer, self.meter, reply, lambda: 1.0, settler, None)
         self.call = call
         self.pipe()
         await asyncio.sleep(0)

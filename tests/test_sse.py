@@ -176,3 +176,22 @@ def test_memory_is_bounded() -> None:
 def test_blank_lines_cost_one_frame() -> None:
     """A megabyte of blank lines is one piece, not a million."""
     assert [one.size for one in split([b"\n" * MIB])[0]] == [MIB]
+
+
+def test_the_ordinary_event_is_what_it_is_in_any_company() -> None:
+    """One that comes alone, whole and plain has a way of its own; it and what only looks like it read as ever."""
+    for block in (
+        b"data: {}",
+        b"data: ",
+        b"data: a\rb",
+        b"data: a\ndata: b",
+        b"data:a",
+        b"data: " + b"x" * 70,
+        b"id: 1",
+    ):
+        stream = b"data: first\n\n" + block + b"\n\n" + b"data: last\n\n"
+        together = Splitter(64).feed(stream)
+        splitter = Splitter(64)
+        apart = splitter.feed(b"data: first\n\n") + splitter.feed(block + b"\n\n") + splitter.feed(b"data: last\n\n")
+        assert apart == together
+        assert splitter.aligned

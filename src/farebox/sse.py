@@ -69,6 +69,8 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completes."""
+        if self.aligned and _is_one(data) and len(data) <= self._max:
+            return [Frame(len(data), data[6:-2])]
         frames: list[Frame] = []
         if self._after_cr and data:
             self._after_cr = False
@@ -227,6 +229,17 @@ class _Skipped:
     def frame(self) -> Frame:
         event, data = _fields(self._head)
         return Frame(self.size, data or b"", event, False, self._tail.rstrip(b"\r\n"))
+
+
+def _is_one(data: bytes) -> bool:
+    """Whether `data`, which begins where a frame begins, is one of the most ordinary kind: a line of data and an empty
+    one."""
+    return (
+        data.endswith(b"\n\n")
+        and data.startswith(b"data: ")
+        and data.find(b"\n") == len(data) - 2
+        and b"\r" not in data
+    )
 
 
 def _event(block: bytes, size: int, event_bytes_max: int) -> Frame:

@@ -147,11 +147,12 @@ class StreamMeter:
             return self._stop() + chunk
         if self._notes.content and self.first_token_at is None:
             self.first_token_at = now
-        if self._raw is None and self._repeats and len(frames) == 1 and begins_frame and aligned:
+        one = len(frames) == 1 and begins_frame and aligned
+        if self._raw is None and self._repeats and one:
             self._raw = Template.learn(chunk)
         self.template = self._raw if aligned else None
-        if self._withholder is None:
-            return chunk
+        if self._withholder is None or (one and kinds[0] != Kind.USAGE_ONLY):
+            return chunk  # of one whole frame nothing is held
         return self._withholder.forward(
             chunk, ((frame, kind == Kind.USAGE_ONLY) for frame, kind in zip(frames, kinds, strict=True))
         )

@@ -85,10 +85,11 @@ class Relay:
                 answer.close()  # first of all: what it goes on to say would cost
                 whole = await self._end_cut(call, meter, reply)
                 return self._over(call, reply, whole=whole)
-            reading = call.reading()
-            if ending == "whole" and not head.framed and attempt.target.metered and _looks_cut(reading):
-                ending, error = "broken", "unframed_end"
-            await self._settler.settle(call, reading, ending, error=error)
+            if call.attempt is not None or not head.framed:  # else it is settled, and ended where it should
+                reading = call.reading()
+                if ending == "whole" and not head.framed and attempt.target.metered and _looks_cut(reading):
+                    ending, error = "broken", "unframed_end"
+                await self._settler.settle(call, reading, ending, error=error)
             if claim is not None:
                 await claim.kept(meter)
         finally:
@@ -140,7 +141,7 @@ class Relay:
         peeked: bytes,
         length: int | None,
     ) -> tuple[Ending, str | None]:
-        passing = _Passing(call, attempt, answer, meter, reply, self._clock.monotonic, length)
+        passing = _Passing(call, attempt, answer, meter, reply, self._clock.monotonic, self._settler, length)
         lane = passing.lane.take if passing.lane is not None else None
         stall_s = call.snapshot.config.limits.client_stall_timeout_s
         if not peeked and not answer.ready:
@@ -168,13 +169,8 @@ class Relay:
         return "whole", None
 
     async def _settle_last(self, call: Call, meter: Meter, passing: _Passing) -> None:
-        """These are the last bytes that matter: a client that has them may stop reading, and farebox may die, but the
-        row is written."""
-        if not meter.terminal:
-            passing.held += meter.eof()
-        reading = meter.finish()
-        if not self._settler.at_once(call, reading, "whole"):
-            await self._settler.settle(call, reading, "whole")
+        """Write the row, which takes waiting, and let the last bytes go."""
+        await self._settler.settle(call, meter.finish(), "whole")
         if call.claim is not None:
             await call.claim.kept(meter)  # the client's next request may name what this one made
         passing.release()
@@ -208,12 +204,12 @@ class Relay:
 class _Passing:
     """What happens to each piece, the moment it arrives: it is read by the meter and written to the client.
 
-    `take` says True where more is to be done than can be done at once: the row is to be written before
-    the `last` bytes go out, the hold is to be extended (`pace_due`), or the client does not keep up.
+    `take` says True where more is to be done than can be done at once: the row, which takes waiting, is to be
+    written before the `last` bytes go out, the hold is to be extended (`pace_due`), or the client does not keep up.
     """
 
     __slots__ = (
-        "_call", "_claim", "_length", "_meter", "_monotonic", "_reply",
+        "_call", "_claim", "_length", "_meter", "_monotonic", "_reply", "_settler",
         "attempt", "cut_by", "held", "lane", "last", "pace", "pace_due",
     )  # fmt: skip
 
@@ -225,9 +221,11 @@ class _Passing:
         meter: Meter,
         reply: Reply,
         monotonic: Callable[[], float],
+        settler: Settler,
         length: int | None,
     ) -> None:
         self._call = call
+        self._settler = settler
         self._meter = meter
         self._reply = reply
         self._monotonic = monotonic
@@ -260,8 +258,13 @@ class _Passing:
         self.pace_due = False
         unsettled = call.attempt is not None
         if unsettled and (meter.terminal or attempt.answer_bytes == self._length):
-            self.last, self.held = True, out
-            return True
+            # The last bytes that matter: a client that has them may stop reading, and farebox may die, but the row is
+            # written.
+            if not meter.terminal:
+                out += meter.eof()
+            if call.claim is not None or not self._settler.at_once(call, meter.finish(), "whole"):
+                self.last, self.held = True, out
+                return True
         if out and not call.gone:
             try:
                 self._reply.write(out)
