@@ -30,7 +30,7 @@ from farebox.budgets.waiting import Case, Lines, behind
 from farebox.config import Metering
 from farebox.errors import Unavailable
 from farebox.logs import exception_facts
-from farebox.records import Caller, FloatHold, Want
+from farebox.records import FloatHold, Want
 from farebox.store.budgets import Ask, BudgetStore, Draw, Grant, Total, WindowState
 from farebox.store.failures import StoreUnavailable
 from farebox.store.owners import Owners
@@ -99,6 +99,8 @@ class Budgets:
         self._log = structlog.get_logger()
         self.link = Link()
         self.book = Book(store, configured, poll_s=settings.poll_s)
+        self.applying = self.book.applying
+        """The budgets that count a call; () for a caller without any. Waits for nothing."""
         self.owner = Owner(
             quick,
             store,
@@ -163,10 +165,6 @@ class Budgets:
         await self.releases.close()
 
     # -- what the data plane calls ---------------------------------------------------------------
-
-    def applying(self, caller: Caller, model: str | None, session: str | None) -> tuple[Applied, ...]:
-        """The budgets that count this call; () for a caller without any. Waits for nothing."""
-        return self.book.applying(caller, model, session)
 
     async def refresh(self) -> None:
         """Put in force what was just changed here; if the database is away by now, by the next poll."""

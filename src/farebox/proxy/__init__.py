@@ -88,8 +88,8 @@ class Proxy:
         self._calls: set[Call] = set()
         self._intake = Intake(guard, ownership)
         self._closing = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None
+        """Set when no call is open any more; there is one once somebody waits for that."""
 
     @property
     def in_flight(self) -> int:
@@ -120,8 +120,6 @@ class Proxy:
                 return Reply(request)  # the client left while its key was looked up
             call = Call(request, snapshot, request_id, received, now, head, caller, connection.task)
             connection.on_lost = call.client_left
-            if not self._calls:
-                self._idle.clear()
             self._calls.add(call)
             try:
                 if not head.target.metered and (listed := await self._answer_models(call, now)) is not None:
@@ -137,7 +135,7 @@ class Proxy:
                     call.timer.cancel()
                 self._intake.held_bytes -= call.held_bytes
                 self._calls.discard(call)
-                if not self._calls:
+                if self._idle is not None and not self._calls:
                     self._idle.set()
         finally:
             snapshot.calls -= 1
@@ -157,21 +155,24 @@ class Proxy:
 
     async def close(self, timeout_s: float) -> None:
         """Take no more calls, let those in flight finish for `timeout_s` seconds, then cut and settle the rest."""
-        self._closing = True
+        self._closing = True  # so no further call comes in
+        idle = self._idle = asyncio.Event()
+        if not self._calls:
+            idle.set()
         try:
             async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
+                await idle.wait()
         except TimeoutError:
             self._log.warning("open calls are cut: the shutdown timeout has passed", calls=len(self._calls))
             for call in list(self._calls):
                 call.stop("shutdown")
             try:
                 async with asyncio.timeout(_COUNT_S):
-                    await self._idle.wait()
+                    await idle.wait()
             except TimeoutError:
                 for call in list(self._calls):
                     call.task.cancel()  # the count is given up, the event is not
-                await self._idle.wait()
+                await idle.wait()
 
     def _read_head(self, request: Request, snapshot: Snapshot) -> RequestHead:
         """What is to be known before the caller: that there is room, and what the head says."""
