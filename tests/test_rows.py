@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farebox.accounting import Attempt, account, needs_estimate, outcome_of, provisional
+from farebox.accounting import Attempt, Estimate, account, needs_estimate, outcome_of, provisional
 from farebox.dialects import PROFILES
 from farebox.heads import RequestHead, read_head
 from farebox.holds import Hold, charge
@@ -21,6 +23,8 @@ from farebox.meter.plain import read
 from farebox.paths import parse
 from farebox.payload import encode
 from farebox.pricing import Pricer
+from farebox.proxy.call import Call, Clock
+from farebox.proxy.settle import Settler
 from farebox.records import Caller, FloatHold, ToolCall, UsageEvent
 from farebox.request import RequestFacts
 from farebox.rows import Ordinary, begun, ordinary
@@ -214,6 +218,49 @@ def test_prices_change_with_the_book_and_with_the_time() -> None:
         made = short(attempt, answered("deepseek-v4-flash"))
         event = in_general(attempt, answered("deepseek-v4-flash"), 7.6, publishers())
         assert made is not None and made[0].cost_usd == event.cost_usd
+
+
+def test_a_fault_in_the_short_way_costs_neither_the_answer_nor_the_row() -> None:
+    """Where making the short form raises, the event is written in general."""
+    recorded: list[UsageEvent] = []
+
+    class Broken:
+        def ordinary(self, *_: object) -> Ordinary | None:
+            raise ZeroDivisionError
+
+        def post(self, _: Ordinary) -> None:
+            raise AssertionError
+
+    class Over:
+        attempt: Attempt | None = attempt_at("gpt-4o-mini")
+        meter = None
+        gone = False
+
+    async def nobody_counts(*_: object) -> Estimate:
+        raise AssertionError
+
+    settler = Settler(
+        record=recorded.append,
+        estimate=nobody_counts,
+        price=publishers().price,
+        clock=Clock(lambda: 7.6, lambda: AT),
+        ordinary=Broken(),
+    )
+    call = Over()
+    assert settler.at_once(cast(Call, call), answered("gpt-4o-mini-2024-07-18"), "whole")
+    assert call.attempt is None
+    assert [event.cost_usd for event in recorded] == [Decimal("0.00021")]
+
+
+def test_what_is_remembered_of_a_price_keeps_no_price_list() -> None:
+    """A kind that nobody asks for any more does not hold a book of before in memory."""
+    attempt, reading = attempt_at("gpt-4o-mini"), answered("gpt-4o-mini-2024-07-18")
+    pricer = Pricer(book(), {"openai": provider()})
+    assert short(attempt, reading, pricer) is not None
+    gone = weakref.ref(pricer)
+    del pricer
+    gc.collect()
+    assert gone() is None
 
 
 def head(**fields: str) -> RequestHead:

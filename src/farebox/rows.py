@@ -140,7 +140,7 @@ def ordinary(attempt: Attempt, reading: Reading, finished: float, pricer: Pricer
     if ended is None or ended.row is None:
         return None
     standing = ended.standing
-    if standing is None or standing.pricer is not pricer or not standing.since <= attempt.started_at < standing.until:
+    if standing is None or standing.era is not pricer.era or not standing.since <= attempt.started_at < standing.until:
         standing = ended.standing = pricer.standing(
             kind.provider, ended.model, kind.model, ended.service_tier, attempt.started_at
         )

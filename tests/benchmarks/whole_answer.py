@@ -1,7 +1,8 @@
 """What metering one whole answer costs: `python tests/benchmarks/whole_answer.py` (with `src` and `tests` importable).
 
 Prints microseconds of CPU an answer, best of several rounds: reading it, and settling its attempt (its row built and
-priced), for a usual answer of a chat and for others. What becomes of the row afterwards is not in it.
+priced) as an event, and in the short form with its JSON, for a usual answer of a chat and for others. What becomes of
+the row afterwards is not in it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from farebox.pricing import Pricer
 from farebox.proxy.call import Clock
 from farebox.proxy.settle import Settler
 from farebox.records import Caller, Operation, UsageEvent
+from farebox.rows import Ordinary, ordinary
 from support.pricing import publishers
 
 ROUNDS = 15
@@ -113,8 +115,24 @@ def cost(work: Callable[[], object]) -> float:
     return best / TIMES * 1e6
 
 
-def settling(pricer: Pricer, reading: Reading, operation: Operation, provider: str) -> float:
+class Short:
+    """Takes ordinary rows, and keeps the last."""
+
+    def __init__(self, pricer: Pricer) -> None:
+        self.pricer = pricer
+        self.last: Ordinary | None = None
+
+    def ordinary(self, attempt: Attempt, reading: Reading, finished: float) -> Ordinary | None:
+        return ordinary(attempt, reading, finished, self.pricer)
+
+    def post(self, ordinary: Ordinary) -> None:
+        self.last = ordinary
+
+
+def settling(pricer: Pricer, reading: Reading, operation: Operation, provider: str, *, short: bool) -> float:
+    """In its short form with its JSON, or as an event."""
     rows: list[UsageEvent] = []
+    taken = Short(pricer) if short else None
 
     async def nobody_counts(*_: object) -> None:
         raise AssertionError
@@ -124,6 +142,7 @@ def settling(pricer: Pricer, reading: Reading, operation: Operation, provider: s
         estimate=nobody_counts,  # type: ignore[arg-type]
         price=pricer.price,
         clock=Clock(lambda: 10.6, lambda: datetime.now(UTC)),
+        ordinary=taken,
     )
 
     class Over:
@@ -139,18 +158,19 @@ def settling(pricer: Pricer, reading: Reading, operation: Operation, provider: s
         assert settler.at_once(call, reading, "whole")  # type: ignore[arg-type]
 
     found = cost(run)
-    assert rows[0].cost_usd and rows[0].usage_source == "provider"
+    assert taken.last and taken.last[0].cost_usd if taken else rows[0].cost_usd
     return found
 
 
 def main() -> None:
     pricer = publishers()
-    print(f"{'':16} {'read':>8} {'settle':>8}  µs")
+    print(f"{'':16} {'read':>8} {'settle':>8} {'in short':>8}  µs")
     for name, (operation, provider, body) in ANSWERS.items():
         reading = meter(operation, provider, body).finish()
         assert reading.has_usage and reading.complete
         read = cost(partial(finished, operation, provider, body))
-        print(f"{name:16} {read:8.2f} {settling(pricer, reading, operation, provider):8.2f}")
+        event, row = (settling(pricer, reading, operation, provider, short=short) for short in (False, True))
+        print(f"{name:16} {read:8.2f} {event:8.2f} {row:8.2f}")
 
 
 if __name__ == "__main__":

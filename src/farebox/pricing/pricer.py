@@ -67,13 +67,15 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Standing:
-    """What `pricer` found for calls of one model and tier from `since` to before `until`. What holds changes with the
-    minute, no faster."""
+    """What the pricer of an `era` found for calls of one model and tier from `since` to before `until`.
 
-    __slots__ = ("found", "pricer", "since", "source", "until")
+    What holds changes with the minute, no faster. It does not know its pricer: to remember it keeps no book alive.
+    """
 
-    def __init__(self, pricer: Pricer, at: datetime, found: _Found | None) -> None:
-        self.pricer = pricer
+    __slots__ = ("era", "found", "since", "source", "until")
+
+    def __init__(self, era: object, at: datetime, found: _Found | None) -> None:
+        self.era = era
         self.since = at.replace(second=0, microsecond=0)
         self.until = self.since + _MINUTE
         self.found = found
@@ -103,6 +105,8 @@ class Pricer:
 
     def __init__(self, book: PriceBook, providers: Mapping[str, Provider]) -> None:
         self.book = book
+        self.era = object()
+        """Its own: what it found (`Standing`) is known by it."""
         self._books = {
             name: book_of(price_book=one.price_book, base_url=one.base_url, dialect=one.dialect)
             for name, one in providers.items()
@@ -215,7 +219,7 @@ class Pricer:
         standing = self._standings.get(key)
         if standing is None or at.tzinfo is not UTC or not standing.since <= at < standing.until:
             at = _utc(at)
-            standing = Standing(self, at, self._find(provider, model, asked, tier_needs(tier), at))
+            standing = Standing(self.era, at, self._find(provider, model, asked, tier_needs(tier), at))
             keep(self._standings, key, standing, NAMES_MAX)
         return standing
 

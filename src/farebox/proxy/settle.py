@@ -63,7 +63,11 @@ class Settler:
         if finished is None:
             finished = self._clock.monotonic()
         if reading is not None and reading.plain and self._ordinary is not None and ending == "whole" and not call.gone:
-            row = self._ordinary.ordinary(attempt, reading, finished)
+            try:
+                row = self._ordinary.ordinary(attempt, reading, finished)
+            except Exception as exc:
+                structlog.get_logger().error("a row had no short form", id=str(attempt.id), **exception_facts(exc))
+                row = None
             if row is not None:
                 call.attempt = call.meter = None
                 self._ordinary.post(row)
