@@ -369,3 +369,23 @@ async def test_a_call_given_up_anywhere_takes_its_connection_with_it() -> None:
                 exchange.call.cancel()
                 await asyncio.gather(exchange.call, return_exceptions=True)
             assert bool(exchange.wires.alive) == (said == OK)
+
+
+@pytest.mark.parametrize("raw", [OK, CHUNKED + b"2\r\nok\r\n0\r\n\r\n"])
+async def test_a_body_that_is_all_here_can_be_had_at_once(raw: bytes) -> None:
+    """Whatever frames it, as long as it came with its head; and it is read only once."""
+    async with Exchange() as exchange:
+        exchange.wire.say(raw)
+        answer = await exchange.call
+        assert answer.whole == b"ok"
+        assert [await answer.read(), await answer.read()] == [b"ok", b""]
+
+
+async def test_a_body_that_came_in_pieces_is_not_had_at_once() -> None:
+    """What was taken of it is not given again, and the rest is no whole."""
+    async with Exchange() as exchange:
+        exchange.wire.say(CHUNKED + b"2\r\nok\r\n")
+        answer = await exchange.call
+        assert (answer.whole, await answer.read()) == (b"", b"ok")
+        exchange.wire.say(b"2\r\nno\r\n0\r\n\r\n")
+        assert [await answer.read(), await answer.read()] == [b"no", b""]

@@ -32,6 +32,8 @@ class Whole:
         head, body = answer.head, answer.whole
         if not body or head.status != 200 or attempt.kind.stream or call.claim is not None or call.gone:
             return None
+        if head.content_encoding or not head.framed:
+            return None
         read = plain.read(call.target.operation, body, provider.profile)
         if read is None:
             return None

@@ -28,7 +28,7 @@ class Answer:
     begun = False
     """Whether the head is there."""
     whole = b""
-    """The whole body, where it came at once with its head, until somebody takes it."""
+    """The whole body, where it is here in one piece, until somebody takes it."""
     uploading: asyncio.Task[None] | None = None
     """Who sends the request's body meanwhile; it is not wanted any more once the answer is over."""
     _pieces: deque[bytes] | None = None
@@ -75,13 +75,9 @@ class Answer:
             raise
 
     def take_whole(self) -> bytes | None:
-        """The whole body, where it came in one piece that nobody has taken; else None."""
-        if self.whole:
-            body, self.whole = self.whole, b""
-            return body
-        if self._whole and self._pieces is not None and len(self._pieces) == 1:
-            return self._take(self._pieces)
-        return None
+        """`whole`, which is the caller's then; None if there is none."""
+        body, self.whole = self.whole, b""
+        return body or None
 
     async def read(self) -> bytes:
         """The next piece of the body, as soon as there is one; b"" at its proper end. Raises `UpstreamError`."""
@@ -190,6 +186,8 @@ class Answer:
     def finish(self) -> None:
         """The body is whole."""
         self._whole = True
+        if self._pieces is not None and len(self._pieces) == 1:
+            self.whole = self._take(self._pieces)
         self._stop_upload()
 
     def fail(self, error: UpstreamError) -> None:
