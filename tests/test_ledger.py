@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,7 +24,7 @@ from farebox.journal import Journal, JournalFailed, JournalFull
 from farebox.journal.segment import SEGMENT_BYTES_MIN, allocate
 from farebox.ledger import Delivery, Ledger
 from farebox.payload import encode
-from farebox.records import UsageEvent
+from farebox.records import FloatHold, UsageEvent
 from farebox.store import Store, StoreUnavailable, is_refusal
 from farebox.store.reports import Reports
 from support.events import STARTED, event
@@ -584,7 +585,7 @@ from pathlib import Path
 from uuid import UUID
 from farebox.journal import Journal
 from farebox.payload import cut, encode
-from farebox.records import UsageEvent
+from farebox.records import FloatHold, UsageEvent
 
 journal = Journal.open(Path(sys.argv[1]), segment_bytes=64 * 1024, max_bytes=1 << 28)
 for orphan in journal.orphans():
@@ -653,6 +654,16 @@ async def test_events_with_a_budget_go_soon_and_together(tmp_path: Path) -> None
         answer.set()
         await until(lambda: not ledger.backlog.events)
         assert sizes == [3, 3]
+
+
+async def test_nobody_waits_for_what_a_float_held(tmp_path: Path) -> None:
+    """An event whose call drew from a float takes its time like one without a budget."""
+    database, hold = Database(), FloatHold(UUID(int=1), (1,), (Decimal(1),), (0,), (1,))
+    async with running(tmp_path, database.write, interval_s=3600, gather_s=0.001) as ledger:
+        ledger.record(event(budget_ids=("b",), from_float=hold))
+        await asyncio.sleep(0.05)
+        assert ledger.backlog.events == 1
+        assert await ledger.settled(WAIT_S)
 
 
 async def test_who_needs_the_money_waits_for_no_company(tmp_path: Path) -> None:

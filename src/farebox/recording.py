@@ -48,7 +48,7 @@ class Recorder:
     def post(self, ordinary: Ordinary) -> None:
         """`record` with the short form."""
         row, kind, ended, json = ordinary
-        self._ledger.end(row.id, json, budgeted=bool(row.budget_ids))
+        self._ledger.end(row.id, json, waited_for=bool(row.budget_ids) and row.from_float is None)
         self._metrics.count(row, kind, ended)
         if row.budget_ids:
             self._learned.saw(kind.caller.key_id, kind.model, row.output_tokens or 0)

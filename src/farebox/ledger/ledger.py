@@ -140,10 +140,12 @@ class Ledger:
 
     def record(self, event: UsageEvent) -> None:
         """`end` with an event."""
-        self.end(event.id, payload.encode(event), budgeted=bool(event.budget_ids))
+        self.end(event.id, payload.encode(event), waited_for=bool(event.budget_ids) and event.from_float is None)
 
-    def end(self, id: UUID, event: bytes, *, budgeted: bool) -> None:
-        """Write down how an attempt ended: the JSON of its event, and whether a budget counts it.
+    def end(self, id: UUID, event: bytes, *, waited_for: bool) -> None:
+        """Write down how an attempt ended: the JSON of its event, and whether a budget waits for it.
+
+        So it does for those with a reservation of their own. What was drawn from a float is far from any limit.
 
         Never fails for one that has begun; another may be lost: logged, counted.
         """
@@ -158,9 +160,8 @@ class Ledger:
             self._wake.set()
         if backlog >= self._batch_rows_max:
             self._hurry.set()
-        elif budgeted and self._soon is None:
-            # A budget holds money for its calls until their rows are there. Whoever can't do without it, `settled`
-            # sends it at once.
+        elif waited_for and self._soon is None:
+            # Whoever can't do without it, `settled` sends it at once.
             self._soon = asyncio.get_running_loop().call_later(self._gather_s, self._hurry.set)
 
     def abandon(self, id: UUID) -> None:
