@@ -41,7 +41,18 @@ class Kind:
     """The common part of attempts that go out. Never changes, but for what others remember with it."""
 
     __slots__ = (
-        *("asked_tier", "begun", "caller", "dialect", "ended", "estimated", "model", "provider", "service_tier"),
+        *(
+            "asked_tier",
+            "begun",
+            "caller",
+            "dialect",
+            "ended",
+            "estimated",
+            "held",
+            "model",
+            "provider",
+            "service_tier",
+        ),
         *("stream", "tags", "target"),
     )
 
@@ -76,6 +87,8 @@ class Kind:
         """What its begins in the journal have in common; None where that is not for keeping."""
         self.ended: Ended | None = None
         """The latest of its ordinary ends."""
+        self.held: object = None
+        """What budgets hold for them: `proxy.quick`'s to know."""
 
 
 class Ended:

@@ -18,7 +18,6 @@ Only to be asked for calls that a budget counts: it skims the body twice.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 
 import msgspec
 
@@ -43,8 +42,6 @@ Anthropic and Google."""
 RENDERED_TIMES = 3
 UNBOUND_GUESS = 4096
 """The largest `input_guess` for a request that is not only text."""
-MODELS_MAX = 1_024
-"""Names of models whose kind is remembered; past it the one not asked for longest is looked at again."""
 PROMPT_TOKENS = 32
 """What is put around each text to embed or complete: start and end marks, an instruction by `input_type`."""
 
@@ -198,14 +195,18 @@ def _ordinary(
         return None
     if reasons_beside:
         limit += unlimited
-    reason, template = _kind(model)
-    read = len(body) + growth_of(body) + (RENDERED_TIMES - 1) * request.rendered() + template
-    return _bound(body, read, limit * choices, reason, choices, ())
+    reason, template = kind_of_model(model)
+    return _bound(body, ordinary_input(body, request, template), limit * choices, reason, choices, ())
+
+
+def ordinary_input(body: bytes, request: Ordinary, template: int) -> int:
+    """The bound of what the model reads of an ordinary request; `template` as `kind_of_model` says."""
+    return len(body) + growth_of(body) + (RENDERED_TIMES - 1) * request.rendered() + template
 
 
 def _look(operation: Operation, members: Members, model: str | None, seen: Contents) -> int:
     """Find what has no bound; the number of prompts."""
-    seen.reason = _member_reason(operation, members) or _kind(model)[0]
+    seen.reason = _member_reason(operation, members) or kind_of_model(model)[0]
     if operation in ("chat", "messages", "embeddings"):
         seen.turns(members.get("messages", _NONE))
     if operation in ("responses", "messages", "chat"):
@@ -269,8 +270,7 @@ def _compacts(management: msgspec.Raw) -> bool:
     return kinds is None or not all(kind.startswith(_CLEARS) for kind in kinds)
 
 
-@lru_cache(MODELS_MAX)
-def _kind(model: str | None) -> tuple[str | None, int]:
+def kind_of_model(model: str | None) -> tuple[str | None, int]:
     """Why a model has no bound, and the tokens its template may add."""
     lean = is_own(model) or _LEAN.search((model or "").lower())
     return _model_reason(model), LEAN_TEMPLATE_TOKENS if lean else TEMPLATE_TOKENS
@@ -293,7 +293,7 @@ def _input(operation: Operation, body: bytes, members: Members, seen: Contents, 
         return total + prompts * PROMPT_TOKENS
     rendered = seen.rendered + sum(size(members[name]) for name in _RENDERED if name in members)
     tools = "tools" in members or "functions" in members
-    constants = _kind(model)[1] + (TOOLS_TOKENS if tools and not is_own(model) else 0)
+    constants = kind_of_model(model)[1] + (TOOLS_TOKENS if tools and not is_own(model) else 0)
     return total + (RENDERED_TIMES - 1) * rendered + constants
 
 

@@ -56,17 +56,21 @@ class Definitions:
         self.budgets: dict[UUID, Budget] = {budget.id: budget for budget in budgets}
         ordered = sorted(self.budgets.values(), key=lambda b: (b.purpose != "rate", _ORDER[b.scope], b.name))
         self._shared = tuple(budget for budget in ordered if budget.key_id is None)
-        self._own: dict[UUID, list[Budget]] = {}
+        # By numbers: an id itself takes longer to hash than all the rest.
+        self._own: dict[int | None, list[Budget]] = {}
         for budget in ordered:
             if budget.key_id is not None:
-                self._own.setdefault(budget.key_id, []).append(budget)
+                self._own.setdefault(budget.key_id.int, []).append(budget)
         self._known: dict[tuple[object, ...], _Known] = {}
 
     def applying(self, caller: Caller, model: str | None, session: str | None) -> tuple[Applied, ...]:
         """The budgets of one call: the caller's from the narrowest to the widest, then those by session and model."""
-        if not self._shared and (not self._own or caller.key_id not in self._own):
+        if not self._shared and not self._own:
             return ()
-        identity = (caller.key_id, caller.key_name, caller.team, caller.project, caller.user)
+        key = caller.key_id.int if caller.key_id is not None else None
+        if not self._shared and key not in self._own:
+            return ()
+        identity = (key, caller.key_name, caller.team, caller.project, caller.user)
         known = self._known.get(identity)
         if known is None:
             known = self._remember(identity, caller)
@@ -75,7 +79,7 @@ class Definitions:
         return known.always + tuple(_by_call(known.by_call, caller, model, session))
 
     def _remember(self, identity: tuple[object, ...], caller: Caller) -> _Known:
-        own = self._own.get(caller.key_id, []) if caller.key_id is not None else []
+        own = self._own.get(caller.key_id.int, []) if caller.key_id is not None else []
         always: list[Applied] = [Applied(budget, key_of(caller)) for budget in own]
         by_call: list[Budget] = []
         for budget in self._shared:

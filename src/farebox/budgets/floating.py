@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from farebox.budgets.floats import REFUSED_S, Demand, Drawn, Float, Key
+from farebox.budgets.floats import REFUSED_S, Demand, Drawn, Float, Key, key_of
 from farebox.budgets.link import Link
 from farebox.budgets.owner import Owner
 from farebox.logs import exception_facts
@@ -91,10 +91,11 @@ class Floats:
 
     # -- what a call meets -----------------------------------------------------------------------
 
-    def draw(self, wants: Sequence[Want]) -> Drawn | None:
-        """A call's hold out of a float; None: there is none for it, or not enough in it."""
+    def draw(self, wants: Sequence[Want], key: Key | None = None) -> Drawn | None:
+        """A call's hold out of a float; None: there is none for it, or not enough in it. `key`: theirs, if known."""
         now = self._monotonic()
-        key = tuple([(want.budget.int, want.subject) for want in wants])
+        if key is None:
+            key = key_of((want.budget, want.subject) for want in wants)
         demand = self._demands.get(key)
         if demand is None:
             demand = self._demands[key] = self._first(now)

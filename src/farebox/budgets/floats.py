@@ -11,7 +11,7 @@ an answer is so held for longer than needed, never too little. Taking floats and
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
@@ -29,6 +29,11 @@ BUSY = 4
 """Calls within a second that make a float worth its while: fewer cost less one by one."""
 REFUSED_S = 1.0
 """How long none is asked for where the database gave none."""
+
+
+def key_of(counters: Iterable[tuple[UUID, str]]) -> Key:
+    """The key of calls that these budgets, of these subjects, count."""
+    return tuple([(budget.int, subject) for budget, subject in counters])
 
 
 class Drawn(NamedTuple):
@@ -120,24 +125,27 @@ class Float:
             if want.usd > free_usd[place] or want.tokens > free_tokens[place] or want.requests > free_requests[place]:
                 return None
         left: list[Decimal | None] = []
+        usd: list[Decimal] = []
+        tokens: list[int] = []
+        requests: list[int] = []
         for place, want in enumerate(wants):
+            usd.append(want.usd)
+            tokens.append(want.tokens)
+            requests.append(want.requests)
             free_usd[place] = rest = free_usd[place] - want.usd
-            free_tokens[place] = tokens = free_tokens[place] - want.tokens
-            free_requests[place] = requests = free_requests[place] - want.requests
-            if rest < self.low_usd[place] or tokens < self.low_tokens[place] or requests < self.low_requests[place]:
+            free_tokens[place] -= want.tokens
+            free_requests[place] -= want.requests
+            if (
+                rest < self.low_usd[place]
+                or free_tokens[place] < self.low_tokens[place]
+                or free_requests[place] < self.low_requests[place]
+            ):
                 self.low = True
             beside = self.left_usd[place]
             left.append(None if beside is None else beside + rest)
         self.calls += 1
         self.used_at = now
-        hold = FloatHold(
-            self.id,
-            self.windows,
-            tuple([want.usd for want in wants]),
-            tuple([want.tokens for want in wants]),
-            tuple([want.requests for want in wants]),
-        )
-        return Drawn(hold, tuple(left))
+        return Drawn(FloatHold(self.id, self.windows, tuple(usd), tuple(tokens), tuple(requests)), tuple(left))
 
     def late(self, take: Take, wants: Sequence[Want]) -> FloatHold:
         """What the database put in when this was closed already."""

@@ -20,7 +20,7 @@ import structlog
 from farebox.budgets.applying import Applied
 from farebox.budgets.definitions import Book, Fields
 from farebox.budgets.floating import RECALL_S, Floats
-from farebox.budgets.floats import Drawn
+from farebox.budgets.floats import Drawn, Key
 from farebox.budgets.link import Link
 from farebox.budgets.lives import Lives
 from farebox.budgets.owner import Owner
@@ -194,14 +194,14 @@ class Budgets:
             return grant
         return await self.lines.wait(case, blocking, wait_s, denied=grant, wakes=wakes)
 
-    def draw(self, wants: Sequence[Want], applied: Sequence[Applied]) -> Drawn | None:
-        """Hold what a call wants out of a float, at once; None: it has to `reserve`.
+    def draw(self, wants: Sequence[Want], applied: Sequence[Applied], key: Key | None = None) -> Drawn | None:
+        """Hold what a call wants out of a float, at once; None: it has to `reserve`. `key`: of the wants, if known.
 
         Where others wait in line for one of the budgets, nobody passes them. Ends in `recorded` or `release`.
         """
         if self.lines.waiting and self.lines.ahead(applied) is not None:
             return None
-        return self.floats.draw(wants)
+        return self.floats.draw(wants, key)
 
     def recorded(self, drawn: FloatHold) -> None:
         """The row of a call that drew is written down."""

@@ -59,9 +59,9 @@ class Costing(NamedTuple):
 
 _Found = tuple[Price, Tariff]
 """An entry and its rates."""
-_Asked = tuple[str, str, str | None, tuple[tuple[str, str], ...], bool]
+Asked = tuple[str, str, str | None, tuple[tuple[str, str], ...], bool]
 """How a call is to be served: provider, model, tier, speed and the like, and whether the dearest way counts."""
-_MostStanding = tuple[datetime, datetime, Most]
+MostStanding = tuple[datetime, datetime, Most]
 _MINUTE = timedelta(minutes=1)
 _encode = msgspec.json.Encoder().encode
 
@@ -114,7 +114,7 @@ class Pricer:
         self._overrides = {name: Overrides(one) for name, one in providers.items() if one.prices}
         self._known: dict[tuple[str, str | None, str | None], tuple[_Candidate, ...]] = {}
         self._tariffs: dict[tuple[str, int, tuple[int, ...]], Tariff] = {}
-        self._mosts: dict[_Asked, _MostStanding] = {}
+        self._mosts: dict[Asked, MostStanding] = {}
         self._standings: dict[tuple[str, str | None, str | None, str | None], Standing] = {}
 
     def price(self, event: UsageEvent) -> None:
@@ -190,14 +190,17 @@ class Pricer:
         service tier asked for, `served` its `speed` and `inference_geo` by name. `dearest`: also as the provider may
         serve it instead. `at` must be the `started_at` that the row will have: prices differ by the hour.
         """
-        # What holds may change with the minute, no faster.
-        key = (provider, model, tier, served, dearest)
-        known = self._mosts.get(key)
-        if known is None or at.tzinfo is not UTC or not known[0] <= at < known[1]:
-            known = self._most(key, _utc(at))
-        return known[2].usd(input_tokens, output_tokens)
+        return self.most((provider, model, tier, served, dearest), at)[2].usd(input_tokens, output_tokens)
 
-    def _most(self, key: _Asked, at: datetime) -> _MostStanding:
+    def most(self, asked: Asked, at: datetime) -> MostStanding:
+        """From when to before when what bounds such calls stands, and that."""
+        # What holds may change with the minute, no faster.
+        known = self._mosts.get(asked)
+        if known is None or at.tzinfo is not UTC or not known[0] <= at < known[1]:
+            known = self._most(asked, _utc(at))
+        return known
+
+    def _most(self, key: Asked, at: datetime) -> MostStanding:
         provider, model, tier, served, dearest = key
         found = self._entry(provider, model, None, at)
         tariffs: tuple[Tariff, ...] = ()

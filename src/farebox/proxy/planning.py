@@ -24,7 +24,9 @@ from farebox.config import Provider
 from farebox.errors import NoBound, Unpriced
 from farebox.holds import Hold
 from farebox.pricing import Pricer
+from farebox.proxy import quick
 from farebox.proxy.call import Call
+from farebox.proxy.quick import Known, Quick
 from farebox.proxy.refusing import lacking, refusing
 from farebox.records import Budget, Operation
 from farebox.request import RequestFacts, read_facts
@@ -86,6 +88,30 @@ class Planner:
         tier = call.facts.service_tier if call.facts is not None else None
         told = 0 if call.target.operation == "embeddings" else 1
         return _price(self._pricer(), provider, call, tier, call.received_at, ())(1, told, False) is not None
+
+    def quick(self, call: Call, attempt: Attempt, provider: Provider) -> Quick | None:
+        """What an ordinary call holds, as `plan` has it; None where it takes a closer look."""
+        if call.ordinary is None or attempt.stream or attempt.number > 1:
+            return None
+        pricer, kind, at = self._pricer(), attempt.kind, attempt.started_at
+        known = kind.held
+        if (
+            not isinstance(known, Known)
+            or known.pricer is not pricer
+            or not known.since <= at < known.until
+            or not (known.applied is call.applied or known.applied == call.applied)
+        ):
+            model = kind.model
+            if model is None or call.target.deployment is not None:
+                return None
+            known = kind.held = quick.work_out(
+                Known(pricer, call.applied, call.snapshot.config.metering.max_output_tokens),
+                attempt,
+                provider,
+                self._longest_output(pricer, provider.name, model, at),
+                pricer.most((provider.name, model, attempt.service_tier, (), True), at),
+            )
+        return quick.plan(known, call, attempt)
 
     def plan(self, call: Call, attempt: Attempt, provider: Provider) -> Plan:
         """By the size of the request. Raises `NoBound`, and `Unpriced` where dollars can't be held."""
