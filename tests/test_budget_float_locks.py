@@ -1,6 +1,6 @@
 """Floats in the one lock order: shown by stopping all who touch them halfway, and under load.
 
-Reservations by id, floats by id, windows by id, postings.
+Floats by id, reservations by id, windows by id, postings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from farebox.store.budgets import Draw, Fenced
 from farebox.store.owners import Owners
 from support.events import event
 from support.reserves import LEASE_S
-from test_budget_locks import _POSTING, _WINDOW, Scene, Work, scene, sessions
+from test_budget_locks import _POSTING, _RESERVATION, _WINDOW, Scene, Work, scene, sessions
 
 __all__ = ["scene", "sessions"]
 
@@ -51,19 +51,38 @@ async def test_floats_come_before_windows(scene: Scene) -> None:
     await scene.teller.check()
 
 
-async def test_reservations_come_before_floats(scene: Scene) -> None:
-    """What waits for a float has made the reservations of its calls, and posted nothing; who waits for one has none."""
-    for make in (_settle, _detach):
+async def test_floats_come_before_reservations(scene: Scene) -> None:
+    """Whoever waits for a float has no reservation and posted nothing; who waits for a reservation has its float."""
+    for make in (_settle, _settle_detached, _detach):
         work = await make(scene)
-        assert isinstance(work, OfCall)
         async with scene.stopped(_FLOAT, work.id, work.run()):
-            assert await scene.taken(_NEW, work.call), make.__name__
+            assert not await scene.taken(_NEW if make is not _settle_detached else _RESERVATION, work.call), (
+                make.__name__
+            )
             assert not await scene.taken(_POSTING, work.call), make.__name__
-        work = await make(scene)
-        assert isinstance(work, OfCall)
-        async with scene.stopped(_NEW, work.call, work.run()):
-            assert not await scene.taken(_FLOAT, work.id), make.__name__
+        for lock in (_NEW,) if make is _detach else (_RESERVATION,) if make is _settle_detached else ():
+            work = await make(scene)
+            async with scene.stopped(lock, work.call, work.run()):
+                assert await scene.taken(_FLOAT, work.id), make.__name__
     await scene.teller.check()
+
+
+async def test_who_settles_and_who_detaches_a_call_find_each_other(scene: Scene) -> None:
+    """A settlement out of a float that waits for a detach charges the reservation; a detach that waits makes none."""
+    sql = scene.teller.sql
+    for first, second in (_detach, _settle), (_settle, _detach):
+        one, id = await _room(scene), event().id
+        works = [await make(scene, one, id) for make in (first, second)]
+        async with scene.stopped(_WINDOW, scene.low, works[0].run()):
+            waiting = asyncio.ensure_future(works[1].run())
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+        await waiting
+        assert await sql.fetchval("SELECT count(*) FROM farebox.reservation WHERE id = $1", id) == 0
+        assert await sql.fetchval("SELECT count(*) FROM farebox.usage_entry WHERE id = $1", id) == 1
+        held = await sql.fetchval("SELECT held_usd FROM farebox.budget_float WHERE id = $1", one.id)
+        assert held == [D(7), D(7)]
+        await scene.teller.check()
 
 
 async def test_no_float_is_made_for_the_dead(scene: Scene, store: Store) -> None:
@@ -179,20 +198,27 @@ async def _recall(scene: Scene) -> Work:
     return Work(None, lambda: scene.teller.budgets.float_recall(scene.teller.owner, [scene.high, scene.low]))
 
 
-async def _settle(scene: Scene) -> OfCall:
-    one, id = await _room(scene), event().id
+async def _settle(scene: Scene, one: FloatHold | None = None, id: UUID | None = None) -> OfCall:
+    one, id = one or await _room(scene), id or event().id
     row = encode(event(id=id, cost_usd=D("0.5"), budget_ids=["b"], from_float=one))
     work = OfCall(one.id, lambda: scene.teller.store.insert_events([row]))
     work.call = id
     return work
 
 
-async def _detach(scene: Scene) -> OfCall:
-    one, id = await _room(scene), event().id
+async def _detach(scene: Scene, one: FloatHold | None = None, id: UUID | None = None) -> OfCall:
+    one, id = one or await _room(scene), id or event().id
     facts = encode(event(id=id, cost_usd=D(1), budget_ids=["b"], usage_source="hold", outcome="farebox_cut"))
     work = OfCall(one.id, lambda: scene.teller.budgets.float_detach(scene.teller.owner, [Draw(id, one, facts)]))
     work.call = id
     return work
+
+
+async def _settle_detached(scene: Scene) -> OfCall:
+    """Of a call that has its reservation already."""
+    one, id = await _room(scene), event().id
+    await (await _detach(scene, one, id)).run()
+    return await _settle(scene, one, id)
 
 
 async def _orphan(scene: Scene) -> Work:
@@ -207,4 +233,4 @@ async def _orphan(scene: Scene) -> Work:
     return Work(made.id, lambda: teller.budgets.sweep(teller.owner, LEASE_S, 10))
 
 
-_WITH_FLOATS = (_fill, _give, _end, _settle, _detach)
+_WITH_FLOATS = (_fill, _give, _end, _settle, _settle_detached, _detach)

@@ -1,7 +1,7 @@
 """The order in which the functions take their row locks, lock by lock, so that a deadlock is a state like any other.
 
 The order is: budgets by id (shared by who makes a window, so that no limit changes meanwhile), windows that are new,
-reservations that are new, reservations by id, floats by id, windows by id, postings by id. A transaction is the list
+floats by id, reservations that are new, reservations by id, windows by id, postings by id. A transaction is the list
 of its locks; it keeps each until its end, as Postgres does. What is new is its maker's until then: everybody else who
 makes it, too, waits.
 """
@@ -46,11 +46,13 @@ JOBS = (
     Job("limit", (), ("w2", "w1"), budgets=("b2", "b1")),
 )
 
-# The same windows with two floats on them. What is settled out of floats gets its reservations first (r8, r9), beside
-# calls in the same batch that have theirs; a sweep or a release has no floats, and meets the windows.
+# The same windows with two floats on them. What is settled out of floats gets its reservations first (r8, r9), where it
+# can't be settled plainly, beside calls in the same batch that have theirs; a sweep or a release has no floats, and
+# meets the windows.
 FLOAT_JOBS = (
     Job("settle", ("r1", "r2"), ("w1", "w2"), ("p8", "p9"), made=("r8", "r9"), floats=("f1", "f2")),
     Job("settle", ("r2",), ("w2", "w1"), ("p9", "p8"), made=("r9", "r8"), floats=("f2", "f1")),
+    Job("settle", ("r1", "r2"), ("w1", "w2"), ("p8", "p9"), floats=("f2", "f1")),
     Job("detach", (), ("w2", "w1"), made=("r9", "r8"), floats=("f2", "f1")),
     Job("take", (), ("w2", "w1"), floats=("f1",)),
     Job("give", (), ("w2", "w1"), floats=("f2",)),
@@ -77,9 +79,9 @@ class LockOrder:
 
     def rows(self, job: Job) -> list[str]:
         return [
+            *sorted(job.floats),
             *sorted(job.made),
             *sorted(job.reservations),
-            *sorted(job.floats),
             *sorted(job.windows),
             *sorted(job.postings),
         ]
@@ -137,7 +139,9 @@ class DetachesAsItComes(LockOrder):
     """Reservations out of floats are made in the order in which their events came."""
 
     def rows(self, job: Job) -> list[str]:
-        return [*job.made, *(row for row in super().rows(job) if row not in job.made)]
+        rows = [row for row in super().rows(job) if row not in job.made]
+        at = len(job.floats)
+        return [*rows[:at], *job.made, *rows[at:]]
 
 
 class FloatsUnordered(LockOrder):
@@ -145,8 +149,7 @@ class FloatsUnordered(LockOrder):
 
     def rows(self, job: Job) -> list[str]:
         rows = super().rows(job)
-        at = len(job.made) + len(job.reservations)
-        return [*rows[:at], *job.floats, *rows[at + len(job.floats) :]] if job.name == "settle" else rows
+        return [*job.floats, *rows[len(job.floats) :]] if job.name == "settle" else rows
 
 
 class FloatsLast(LockOrder):

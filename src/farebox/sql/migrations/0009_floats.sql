@@ -2,7 +2,8 @@
 --
 -- A float is an amount reserved on a fixed set of windows for one process. A call takes its hold out of it in the
 -- process's memory. To settle such a call is to make its own reservation out of the float first, in the same
--- transaction, and then all is as ever. So, after every statement,
+-- transaction, and then all is as ever; where nothing is known of the call yet, and its float has enough, which is
+-- the rule, both are done in one step (settles_plainly) to the same end. So, after every statement,
 --
 --     reserved = the sum over open reservations + the sum over floats
 --     requests counts what floats hold of them, too; open is the number of open reservations and of floats
@@ -15,8 +16,9 @@
 -- A float outlives its owner, fenced or dead: it covers what that sent, until its journal has been posted, whole, and
 -- the rest is given back with it. Where nobody has that journal for a day the rest is charged like any hold.
 --
--- Lock order, extended: budgets by id, reservations by id, FLOATS BY ID, windows by id, postings by id,
--- cost_correction.
+-- Lock order, extended: budgets by id, FLOATS BY ID, reservations by id, windows by id, postings by id,
+-- cost_correction. Whoever makes or settles a call's reservation out of a float has that float locked, so that two who
+-- do it for one call find each other there.
 
 CREATE TABLE farebox.budget_float (
     id            uuid        PRIMARY KEY,
@@ -184,12 +186,12 @@ SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
     charged uuid[];
 BEGIN
+    PERFORM FROM farebox.budget_float WHERE id = ANY (p_ids) ORDER BY id FOR UPDATE;
     -- They have ids like calls, and nobody posts under them.
     SELECT array_agg(id) INTO charged FROM unnest(p_ids) AS ended(id)
     WHERE EXISTS (SELECT FROM farebox.reservation AS r WHERE r.id = ended.id)
        OR EXISTS (SELECT FROM farebox.usage_entry AS e WHERE e.id = ended.id);
     PERFORM FROM farebox.reservation WHERE id = ANY (charged) ORDER BY id FOR UPDATE;
-    PERFORM FROM farebox.budget_float WHERE id = ANY (p_ids) ORDER BY id FOR UPDATE;
     -- With those that a charge will move: all that is locked is locked in one order.
     PERFORM FROM farebox.budget_window
     WHERE id IN (SELECT unnest(windows) FROM farebox.budget_float WHERE id = ANY (p_ids)
@@ -256,6 +258,8 @@ DECLARE
     made    uuid[];
     settled uuid[];
 BEGIN
+    PERFORM FROM farebox.budget_float AS f
+    WHERE f.id IN (SELECT (d.drawn).id FROM unnest(p_draws) AS d) ORDER BY f.id FOR UPDATE;
     WITH new AS (
         INSERT INTO farebox.reservation (id, owner, windows, held_usd, held_tokens, held_requests, facts)
         SELECT d.call, p_owner, (d.drawn).windows, (d.drawn).usd, (d.drawn).tokens, (d.drawn).requests,
@@ -265,7 +269,7 @@ BEGIN
         RETURNING reservation.id
     )
     SELECT array_agg(new.id) INTO made FROM new;
-    -- Asked after the insert, which waited for whoever was settling it.
+    -- Asked after the lock of the float and after the insert, which waited for whoever was settling it.
     SELECT array_agg(one.id) INTO settled FROM unnest(made) AS one(id)
     WHERE EXISTS (SELECT FROM farebox.usage_entry AS e WHERE e.id = one.id);
     IF settled IS NOT NULL THEN
@@ -273,11 +277,6 @@ BEGIN
         SELECT array_agg(one.id) INTO made FROM unnest(made) AS one(id) WHERE NOT one.id = ANY (settled);
     END IF;
     PERFORM FROM farebox.reservation WHERE reservation.id = ANY (p_ids) ORDER BY reservation.id FOR UPDATE;
-    IF made IS NOT NULL THEN
-        PERFORM FROM farebox.budget_float AS f
-        WHERE f.id IN (SELECT (d.drawn).id FROM unnest(p_draws) AS d WHERE d.call = ANY (made))
-        ORDER BY f.id FOR UPDATE;
-    END IF;
     PERFORM farebox.lock_charged(p_ids);
     IF made IS NULL THEN
         RETURN;
@@ -338,16 +337,149 @@ END $$;
 
 -- ---- what knows of floats now ------------------------------------------------------------------------
 
--- As in 0006; and what an event says it holds out of a float (from_float) becomes its reservation first.
+-- Whether calls that drew can be settled without reservations of their own: nothing is known of any of them, and each
+-- float is there, on the same windows, and has all they hold. Locks the floats and the reservations of p_ids; the
+-- windows are locked by who goes on.
+CREATE FUNCTION farebox.settles_plainly(p_draws farebox.float_draw[], p_ids uuid[]) RETURNS boolean LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
+DECLARE
+    calls CONSTANT uuid[] := ARRAY(SELECT (d).call FROM unnest(p_draws) AS d);
+BEGIN
+    PERFORM FROM farebox.budget_float AS f
+    WHERE f.id IN (SELECT (d.drawn).id FROM unnest(p_draws) AS d) ORDER BY f.id FOR UPDATE;
+    PERFORM FROM farebox.reservation AS r WHERE r.id = ANY (p_ids) ORDER BY r.id FOR UPDATE;
+    -- Asked after both locks were waited for.
+    IF EXISTS (SELECT FROM farebox.reservation AS r WHERE r.id = ANY (calls))
+            OR EXISTS (SELECT FROM farebox.usage_entry AS e WHERE e.id = ANY (calls)) THEN
+        RETURN false;
+    END IF;
+    RETURN (
+        SELECT bool_and(f.windows[drawn.place] = drawn.window_id AND f.held_usd[drawn.place] >= drawn.usd
+                        AND f.held_tokens[drawn.place] >= drawn.tokens
+                        AND f.held_requests[drawn.place] >= drawn.requests) IS TRUE
+        FROM (
+            SELECT (d.drawn).id, held.place, held.window_id, sum(held.usd) AS usd, sum(held.tokens) AS tokens,
+                   sum(held.requests) AS requests
+            FROM unnest(p_draws) AS d
+            CROSS JOIN LATERAL unnest((d.drawn).windows, (d.drawn).usd, (d.drawn).tokens, (d.drawn).requests)
+                WITH ORDINALITY AS held(window_id, usd, tokens, requests, place)
+            GROUP BY 1, 2, 3
+        ) AS drawn
+        LEFT JOIN farebox.budget_float AS f ON f.id = drawn.id AND cardinality(f.windows) = (
+            SELECT max(cardinality((d.drawn).windows)) FROM unnest(p_draws) AS d WHERE (d.drawn).id = drawn.id));
+END $$;
+
+-- The other half of it: these calls are posted, and what they hold goes out of their floats. The postings counted all
+-- they cost as overrun, for want of reservations: what was held for it is none.
+CREATE FUNCTION farebox.pay_out(p_draws farebox.float_draw[], p_events farebox.usage_entry[]) RETURNS void
+LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
+BEGIN
+    WITH held AS MATERIALIZED (
+        SELECT (d.drawn).id, one.window_id, one.usd, one.tokens, one.requests, coalesce(e.cost_usd, 0) AS cost_usd,
+               coalesce(e.input_tokens, 0) + coalesce(e.output_tokens, 0) AS used
+        FROM unnest(p_draws) AS d
+        JOIN unnest(p_events) AS e ON e.id = d.call
+        CROSS JOIN LATERAL unnest((d.drawn).windows, (d.drawn).usd, (d.drawn).tokens, (d.drawn).requests)
+            AS one(window_id, usd, tokens, requests)
+    ),
+    paid AS (
+        UPDATE farebox.budget_float AS f
+        SET (held_usd, held_tokens, held_requests) = (
+            SELECT array_agg(had.usd - coalesce(drawn.usd, 0) ORDER BY place),
+                   array_agg(had.tokens - coalesce(drawn.tokens, 0) ORDER BY place),
+                   array_agg(had.requests - coalesce(drawn.requests, 0) ORDER BY place)
+            FROM unnest(f.windows, f.held_usd, f.held_tokens, f.held_requests) WITH ORDINALITY
+                AS had(window_id, usd, tokens, requests, place)
+            LEFT JOIN (
+                SELECT window_id, sum(usd) AS usd, sum(tokens)::bigint AS tokens, sum(requests)::bigint AS requests
+                FROM held WHERE held.id = f.id GROUP BY window_id
+            ) AS drawn USING (window_id))
+        WHERE f.id = ANY (ARRAY(SELECT DISTINCT held.id FROM held))
+    )
+    UPDATE farebox.budget_window AS bw
+    SET reserved_usd = bw.reserved_usd - step.usd, reserved_tokens = bw.reserved_tokens - step.tokens,
+        overrun_usd = bw.overrun_usd - CASE WHEN bw.limit_usd IS NULL THEN 0 ELSE step.within_usd END,
+        overrun_tokens = bw.overrun_tokens - CASE WHEN bw.limit_tokens IS NULL THEN 0 ELSE step.within_tokens END
+    FROM (
+        SELECT window_id, sum(usd) AS usd, sum(tokens)::bigint AS tokens,
+               sum(greatest(least(usd, cost_usd), 0)) AS within_usd,
+               sum(greatest(least(tokens, used), 0))::bigint AS within_tokens
+        FROM held GROUP BY window_id
+    ) AS step
+    WHERE bw.id = step.window_id;
+END $$;
+
+-- As in 0006, but that nothing is looked up before a first posting.
+CREATE OR REPLACE FUNCTION farebox.charge_windows() RETURNS trigger LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
+BEGIN
+    IF EXISTS (SELECT FROM added WHERE window_ids IS NOT NULL) THEN
+        PERFORM FROM farebox.budget_window
+        WHERE id IN (SELECT unnest(window_ids) FROM added) ORDER BY id FOR UPDATE;
+        UPDATE farebox.budget_window AS bw
+        SET spent_usd = bw.spent_usd + step.usd,
+            spent_tokens = bw.spent_tokens + step.tokens,
+            reserved_usd = bw.reserved_usd - step.held_usd,
+            reserved_tokens = bw.reserved_tokens - step.held_tokens,
+            open = bw.open - step.closed,
+            overrun_usd = bw.overrun_usd + CASE WHEN bw.limit_usd IS NULL THEN 0 ELSE step.over_usd END,
+            overrun_tokens = bw.overrun_tokens + CASE WHEN bw.limit_tokens IS NULL THEN 0 ELSE step.over_tokens END
+        FROM (
+            SELECT window_id, sum(usd) AS usd, sum(tokens)::bigint AS tokens, sum(held_usd) AS held_usd,
+                   sum(held_tokens)::bigint AS held_tokens, sum(closed) AS closed,
+                   sum(greatest(usd - held_usd, 0)) AS over_usd,
+                   sum(greatest(tokens - held_tokens, 0))::bigint AS over_tokens
+            FROM (
+                SELECT window_id, usd, tokens, coalesce(r.held_usd[place], 0) AS held_usd,
+                       coalesce(r.held_tokens[place], 0) AS held_tokens, CASE WHEN place > 0 THEN 1 ELSE 0 END AS closed
+                FROM (
+                    SELECT posting.id, posting.window_ids,
+                           coalesce(posting.cost_usd, 0) - coalesce(was.cost_usd, 0) AS usd,
+                           coalesce(posting.input_tokens, 0) + coalesce(posting.output_tokens, 0)
+                           - coalesce(was.tokens, 0) AS tokens
+                    FROM added AS posting
+                    LEFT JOIN LATERAL (
+                        -- The limit has the planner go by the key, whatever its statistics say.
+                        SELECT e.cost_usd, coalesce(e.input_tokens, 0) + coalesce(e.output_tokens, 0) AS tokens
+                        FROM farebox.usage_entry AS e
+                        WHERE posting.posting_no > 1 AND e.id = posting.id
+                          AND e.posting_no = posting.posting_no - 1 LIMIT 1
+                    ) AS was ON true
+                    WHERE posting.window_ids IS NOT NULL
+                ) AS change
+                LEFT JOIN LATERAL (
+                    SELECT * FROM farebox.reservation WHERE id = change.id AND state = 'open' LIMIT 1
+                ) AS r ON true
+                CROSS JOIN LATERAL unnest(change.window_ids) AS touched(window_id)
+                CROSS JOIN LATERAL (SELECT array_position(r.windows, window_id) AS place) AS found
+            ) AS lines
+            GROUP BY window_id
+        ) AS step
+        WHERE bw.id = step.window_id;
+        DELETE FROM farebox.reservation
+        WHERE state = 'open' AND id IN (SELECT id FROM added WHERE window_ids IS NOT NULL);
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- As in 0006; and what an event says it holds out of a float (from_float) is paid out of it. Looks for what is known of
+-- these ids once for all of them: of most nothing is.
 CREATE OR REPLACE FUNCTION farebox.post_events(document json, OUT added bigint, OUT wanted bigint) LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
     incoming farebox.usage_entry[];
+    all_ids  uuid[];
     ids      uuid[];
     draws    farebox.float_draw[];
+    plainly  boolean := false;
+    held     boolean;
+    known    boolean;
+    windows  bigint[];
 BEGIN
     -- Only what names budgets was reserved: the others pay nothing for locks.
-    SELECT array_agg(event), array_agg((event).id) FILTER (WHERE (event).budget_ids IS NOT NULL) INTO incoming, ids
+    SELECT array_agg(event), array_agg((event).id),
+           array_agg((event).id) FILTER (WHERE (event).budget_ids IS NOT NULL)
+    INTO incoming, all_ids, ids
     FROM (
         SELECT DISTINCT ON (event.id) event
         FROM json_populate_recordset(NULL::farebox.usage_entry, document) AS event
@@ -363,10 +495,32 @@ BEGIN
         ) AS one;
     END IF;
     IF draws IS NOT NULL THEN
-        -- Theirs for a moment only: the postings below free them.
-        PERFORM farebox.draw_floats(0, draws, ids || ARRAY(SELECT (d).call FROM unnest(draws) AS d));
-    ELSIF ids IS NOT NULL THEN
-        PERFORM farebox.lock_charged(ids);
+        ids := ids || ARRAY(SELECT (d).call FROM unnest(draws) AS d);
+        -- What is charged at its hold is worked out from a reservation.
+        plainly := farebox.settles_plainly(draws, ids) AND NOT EXISTS (
+            SELECT FROM unnest(incoming) AS e JOIN unnest(draws) AS d ON d.call = e.id WHERE e.usage_source = 'hold');
+        IF NOT plainly THEN
+            -- Theirs for a moment only: the postings below free them.
+            PERFORM farebox.draw_floats(0, draws, ids);
+            draws := NULL;
+        END IF;
+    END IF;
+    IF ids IS NOT NULL THEN
+        PERFORM FROM farebox.reservation AS r WHERE r.id = ANY (ids) ORDER BY r.id FOR UPDATE;
+    END IF;
+    -- Of all, since what has a reservation is settled whether it names its budgets or not.
+    held := EXISTS (SELECT FROM farebox.reservation AS r WHERE r.id = ANY (all_ids));
+    known := EXISTS (SELECT FROM farebox.usage_entry AS entry WHERE entry.id = ANY (all_ids));
+    IF ids IS NOT NULL THEN
+        SELECT array_agg(DISTINCT touched.id) INTO windows FROM (
+            SELECT unnest(r.windows) AS id FROM farebox.reservation AS r WHERE held AND r.id = ANY (ids)
+            UNION ALL
+            SELECT unnest(e.window_ids) FROM farebox.usage_entry AS e
+            WHERE known AND e.id = ANY (ids) AND e.posting_no = 1
+            UNION ALL
+            SELECT unnest((d.drawn).windows) FROM unnest(draws) AS d
+        ) AS touched;
+        PERFORM FROM farebox.budget_window AS bw WHERE bw.id = ANY (windows) ORDER BY bw.id FOR UPDATE;
     END IF;
     WITH judged AS MATERIALIZED (
         SELECT
@@ -388,17 +542,19 @@ BEGIN
             provider_cost_usd, price_id, budget_ids, duration_ms, ttft_ms, upstream_ms, overhead_ms,
             coalesce(tool_calls_count, 0) AS tool_calls_count, coalesce(tool_calls, '[]') AS tool_calls, error_type,
             error_code, coalesce(unparsed_events, 0) AS unparsed_events,
-            coalesce(r.windows, newest.window_ids) AS window_ids
+            coalesce(r.windows, newest.window_ids, (drew.drawn).windows) AS window_ids
         FROM unnest(incoming) AS e
         LEFT JOIN LATERAL (
-            SELECT windows, held_usd, held_tokens FROM farebox.reservation WHERE id = e.id AND state = 'open' LIMIT 1
+            SELECT held_in.windows, held_usd, held_tokens FROM farebox.reservation AS held_in
+            WHERE held AND held_in.id = e.id AND held_in.state = 'open' LIMIT 1
         ) AS r ON true
+        LEFT JOIN unnest(draws) AS drew ON drew.call = e.id
         LEFT JOIN LATERAL (
             SELECT entry.posting_no, entry.outcome, entry.usage_source, entry.window_ids,
                    coalesce(entry.cost_usd, 0) AS cost_usd,
                    coalesce(entry.input_tokens, 0) + coalesce(entry.output_tokens, 0) AS tokens
             FROM farebox.usage_entry AS entry
-            WHERE entry.id = e.id ORDER BY entry.posting_no DESC LIMIT 1
+            WHERE known AND entry.id = e.id ORDER BY entry.posting_no DESC LIMIT 1
         ) AS newest ON true
         LEFT JOIN LATERAL (
             -- No money held, and none known of: what it cost is not known either, and not nothing.
@@ -434,6 +590,13 @@ BEGIN
         RETURNING 1
     )
     SELECT (SELECT count(*) FROM inserted), (SELECT count(*) FROM judged) INTO added, wanted;
+    IF plainly THEN
+        IF added < wanted THEN
+            -- Somebody adds one of these ids just now. Which of them is not said here: none of this has happened.
+            RAISE EXCEPTION 'another session posts the same events' USING ERRCODE = 'serialization_failure';
+        END IF;
+        PERFORM farebox.pay_out(draws, incoming);
+    END IF;
 END $$;
 
 -- As in 0006; but what it held out of a float it has its reservation for.
