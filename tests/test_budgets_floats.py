@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
 
 from farebox.budgets import floating, service
 from farebox.budgets.floats import Demand, Float
+from farebox.budgets.link import Link
+from farebox.budgets.owner import Owner
 from farebox.budgets.service import Settings
 from farebox.errors import Unavailable
 from farebox.records import Want
@@ -439,3 +442,58 @@ async def crash(process: Replica) -> None:
     process.ledger._tasks = []
     process.ledger._journal._resources.close()
     process.crashed = True
+
+
+async def test_many_denied_calls_look_together() -> None:
+    """However many are denied on a counter, one of them asks for floats of others, and all learn what came of it."""
+    asked: list[Sequence[int]] = []
+    other, back = UUID(int=8), asyncio.Event()
+
+    class Counting:
+        async def float_recall(self, owner: int, windows: Sequence[int]) -> list[UUID]:
+            asked.append(windows)
+            return [] if back.is_set() else [other]
+
+    full = _full(floats=1)
+    floats = floating.Floats(
+        cast(BudgetStore, Counting()),
+        owner=cast(Owner, SimpleNamespace(number=1)),
+        link=Link(),
+        settled=cast(Any, None),
+        lost=lambda: 0,
+    )
+    deadline = asyncio.get_running_loop().time() + WAIT_S
+    waiting = [asyncio.ensure_future(floats.clear([full], deadline)) for _ in range(50)]
+    waiting[0].cancel()
+    await until(lambda: len(asked) > 2)
+    back.set()
+    assert await asyncio.gather(*waiting[1:]) == [True] * 49
+    assert len(asked) < 50
+    # What is asked afterwards is asked anew.
+    before = len(asked)
+    assert await floats.clear([full], deadline)
+    assert len(asked) == before + 1
+
+
+def _full(*, floats: int) -> WindowState:
+    """A counter without room."""
+    nothing = D(0)
+    return WindowState(
+        window=3,
+        budget=UUID(int=1),
+        subject="",
+        limit_usd=D(1),
+        spent_usd=nothing,
+        reserved_usd=D(1),
+        limit_tokens=None,
+        spent_tokens=0,
+        reserved_tokens=0,
+        limit_requests=None,
+        requests=0,
+        limit_open=None,
+        open=1,
+        floats=floats,
+        window_start=NOON,
+        resets_at=None,
+        fits=False,
+    )

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from uuid import UUID, uuid4
 
 import structlog
@@ -72,6 +73,7 @@ class Floats:
         self._giving: dict[UUID, FloatHold] = {}
         self._unsent: list[FloatHold] = []
         self._doubtful: dict[UUID, float] = {}
+        self._clearing: dict[tuple[int, ...], asyncio.Task[bool]] = {}
         self._silent: set[UUID] = set()
         self._kept: set[UUID] = set()
         self._wake = asyncio.Event()
@@ -136,11 +138,28 @@ class Floats:
     async def clear(self, full: Iterable[WindowState], deadline: float) -> bool:
         """Have given back what floats hold idle on counters without room, those of others by `deadline` (monotonic).
 
-        False: there is none, and the denial counts; True: ask again. Raises StoreUnavailable.
+        False: there is none, and the denial counts; True: ask again. Raises StoreUnavailable. Of many who ask about the
+        same counters one looks for all.
         """
         crowded = {(window.budget, window.subject): window for window in full if window.floats}
         if not crowded:
             return False
+        counters = tuple(sorted(window.window for window in crowded.values()))
+        clearing = self._clearing.get(counters)
+        if clearing is None:
+            clearing = self._clearing[counters] = asyncio.create_task(
+                self._clear(crowded, deadline), name="budget recall"
+            )
+            clearing.add_done_callback(partial(self._cleared, counters))
+        return await asyncio.shield(clearing)
+
+    def _cleared(self, counters: tuple[int, ...], clearing: asyncio.Task[bool]) -> None:
+        del self._clearing[counters]
+        if not clearing.cancelled():
+            clearing.exception()  # for whoever waits; there need not be anybody any more
+
+    async def _clear(self, crowded: Mapping[tuple[UUID, str], WindowState], deadline: float) -> bool:
+        """The same, once for all who are denied on these counters meanwhile."""
         counts = {window.window: window.floats for window in crowded.values()}
         # By their demands: of one that is just being made the windows are not known yet.
         own = [one for one in self._floats.values() if one.demand is not None and one.demand.meets(crowded)]
@@ -335,9 +354,10 @@ class Floats:
 
     async def stop(self) -> None:
         """Take no more, and look after none."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._clearing.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self, left: Iterable[UUID], *, drained: bool) -> None:
         """Give back what can be, after `stop`. `left`: the floats of this owner, known or not. Raises StoreUnavailable.
