@@ -313,6 +313,33 @@ def test_running_numbers_are_holes() -> None:
     assert template.text(frame({**event, "sequence_number": {"usage": {}}}, event=event["type"])) is None
 
 
+@pytest.mark.parametrize(
+    "before", [b"data: ", b"event: x\ndata: ", b"data:", b": a\ndata: ", b'id: "text":"a"\ndata: ', b"id: \\\ndata: "]
+)
+@pytest.mark.parametrize("after", [b"\n\n", b"\nid: 7\n\n", b"\r\n\r\n", b"\n\r\n"])
+def test_a_frame_is_learned_from_its_data_as_by_itself(before: bytes, after: bytes) -> None:
+    """A template of data knows of a frame around it what would be learned of the frame, or says nothing of it."""
+    datas = [frame(chunk("x", usage=None, obfuscation="ab", sequence_number=7))[6:-2], frame(chunk("y"))[6:-2]]
+    for data in datas:
+        inner = Template.learn(data, b"")
+        assert inner is not None
+        whole, around = Template.learn(before + data + after), inner.around(before + data + after, data)
+        if around is None:
+            assert whole is None or b"text" in before
+            continue
+        assert whole is not None
+        other = before + data.replace(b'"x"', b'"other"').replace(b'"y"', b'"more"').replace(b'"ab"', b'""') + after
+        for seen in (
+            before + data + after,
+            other,
+            other * 2,
+            other[:-1],
+            other.replace(b"}", b"},{"),
+            before + b"{}" + after,
+        ):
+            assert around.text(seen) == whole.text(seen)
+
+
 ORDINARY = st.text(max_size=12) | st.sampled_from(['"', '\\"', '"}', '"},"usage":{', "usage", "\n", "\\"])
 
 

@@ -25,6 +25,7 @@ PIECE_BYTES = 256 * 1024
 LESSONS_MAX = 64
 """Templates learned in one stream; one that keeps changing is not worth comparing with."""
 
+_ROLE = b'"role"'
 _TYPE = re.compile(rb'"type"\s{0,4}:\s{0,4}"([a-z_.]{1,64})"')
 _MODEL = re.compile(rb'"model"\s{0,4}:\s{0,4}"([^"\\]{1,256})"')
 
@@ -51,6 +52,8 @@ class StreamMeter:
         self._repeats = False
         """The last event is of that template."""
         self._lessons = 0
+        self._named_role = False
+        """The first event with text was one that names its role, which the others mostly do not."""
         self._stopped = False
         self._sample = Sample()
         self.keep = self._sample.add_text
@@ -149,7 +152,8 @@ class StreamMeter:
             self.first_token_at = now
         one = len(frames) == 1 and begins_frame and aligned
         if self._raw is None and self._repeats and one:
-            self._raw = Template.learn(chunk)
+            assert self._data is not None and frames[0].data is not None
+            self._raw = self._data.around(chunk, frames[0].data)
         self.template = self._raw if aligned else None
         if self._withholder is None or (one and kinds[0] != Kind.USAGE_ONLY):
             return chunk  # of one whole frame nothing is held
@@ -194,6 +198,9 @@ class StreamMeter:
 
     def _learn(self, frame: Frame, data: bytes) -> None:
         """Expect more frames like this one, which held nothing but text."""
+        if not (self._lessons or self._named_role) and _ROLE in data:
+            self._named_role = True
+            return
         learned = Template.learn(data, b"") if self._lessons < LESSONS_MAX else None
         if learned is not None:
             self._lessons += 1

@@ -59,6 +59,18 @@ class Template:
         parts = [(frame[span[1] : end], kind) for (span, kind), end in zip(edges, ends, strict=True)]
         return cls(frame[: edges[0][0][0]], parts)
 
+    def around(self, frame: bytes, data: bytes) -> Template | None:
+        """What `learn` makes of `frame`, whose data this is the template of."""
+        if not frame.endswith(data + END):
+            return Template.learn(frame)  # not all data, or not as it stands there
+        before = frame[: -len(data + END)]
+        if b"\\" in before or b"\r" in before or _HOLE.search(before):
+            return None
+        kinds = [_DIGITS if digits else _TEXT if text else _FILL for _, _, _, digits, text in self._parts]
+        parts = [(part, kind) for (_, part, *_), kind in zip(self._parts, kinds, strict=True)]
+        parts[-1] = (parts[-1][0] + END, kinds[-1])
+        return Template(before + self._lead, parts)
+
     def text(self, chunk: bytes, *, one: bool = False) -> bytes | None:
         """The generated text in `chunk`, as escaped in JSON; None where it is not one or more whole frames of this
         template, or just `one`."""
