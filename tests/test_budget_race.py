@@ -28,7 +28,7 @@ from support.racer import callers_of
 
 pytestmark = pytest.mark.long
 
-SEEDS = range(int(os.environ.get("FAREBOX_RACE_SEEDS", "20")))
+SEEDS = range(int(os.environ.get("FAREBOX_RACE_SEEDS", "10")))
 REPLICAS, CALLERS, KEYS = 2, 100, 20
 LEASE_S = 0.5
 END_S = 60.0
