@@ -180,13 +180,7 @@ class Proxy:
             self._check_open()
         if len(self._calls) >= snapshot.config.limits.requests_in_flight_max:
             raise Unavailable("limits.requests_in_flight_max calls are open.", headers=SOON)
-        known, heads = request.known, snapshot.heads
-        if known is not None and known.read_by is heads:
-            return known.head
-        head = heads.of(request.method, request.raw_path, request.version, request.raw_headers)
-        if head.target.metered and not head.expects_continue:
-            request.protocol.know(request, head, heads, self.handle)
-        return head
+        return snapshot.heads.of(request.method, request.raw_path, request.version, request.raw_headers)
 
     async def _look_up(self, credentials: Credentials) -> Caller:
         """A caller that memory is not enough for."""

@@ -85,9 +85,7 @@ class Intake:
         """The request's body if all of it is here, which for small requests is the rule."""
         if call.head.expects_continue:
             return None
-        body, limit = call.request.body, call.snapshot.config.limits.body_mb_max << 20
-        if body is None or len(body) > limit:
-            body = whole_body(call.request, limit)
+        body = whole_body(call.request, call.snapshot.config.limits.body_mb_max << 20)
         if body is not None:
             self._hold(call, len(body))
         return body

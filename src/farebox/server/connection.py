@@ -15,11 +15,9 @@ from aiohttp.web_protocol import ERROR, RequestHandler
 
 from farebox import paths
 from farebox.errors import BadRequest, HeadersTooLarge, InternalError, Refusal
-from farebox.heads import RequestHead
 from farebox.logs import exception_facts
-from farebox.server.known import KNOWN_BYTES_MAX, Known, Opening, read_opening
 from farebox.server.reply import Reply, refuse
-from farebox.server.request import Handler, KnownRequest, Request
+from farebox.server.request import Handler, Request
 from farebox.waiter import Waiter
 
 _OVER = web.PayloadAccessError()
@@ -48,7 +46,7 @@ class Connection(RequestHandler):
     A request is taken up the moment it is there, before the event loop turns to anything else.
     """
 
-    __slots__ = ("_ahead", "_known", "_opening", "_repeated", "_turn", "answering", "on_lost", "refused", "task")
+    __slots__ = ("_turn", "answering", "on_lost", "refused", "task")
 
     def __init__(self, manager: Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
@@ -57,13 +55,6 @@ class Connection(RequestHandler):
         """The request whose answer has begun and is not over."""
         self.refused = manager.refused
         self._turn = _Turn(self._loop)
-        self._ahead: int | None = 0
-        """Bytes until the parser stands at the beginning of a request; None once that is not known any more."""
-        self._opening: Opening | None = None
-        """How the request that is handled began, if that may be known again."""
-        self._known: Known | None = None
-        self._repeated: KnownRequest | None = None
-        """The request that was not parsed, until it is taken up."""
 
     async def start(self) -> None:
         """Serve this connection's requests, one after the other: aiohttp's loop, without its task, request and
@@ -75,18 +66,30 @@ class Connection(RequestHandler):
         turn: Any = self._turn
         try:
             while not self._force_close:
-                if self._repeated is None and not self._messages:
+                if not self._messages:
                     self._waiter = turn
                     try:
                         await turn
                     finally:
                         self._waiter = None
-                request, self._repeated = self._repeated, None
-                if request is not None:
-                    reply = await self._answer(request, request.known.handler)
+                message, payload = self._messages.popleft()
+                in_pieces = not payload.is_eof()
+                if self._parser is not None and not in_pieces:
+                    self._parser.message_consumed()
+                if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+                    self._resume_reading_if_drained()
+                if isinstance(message, RawRequestMessage):
+                    request = Request(message, payload, self)
+                    reply = await self._answer(request)
                 else:
-                    reply = await self._answer_parsed()
+                    request = Request(ERROR, payload, self)
+                    reply = self._malformed_reply(request, message)
                 self._keepalive = reply.keep_alive
+                if not (request.taken or payload.is_eof()):
+                    await self._linger(payload)
+                    payload.set_exception(_OVER)
+                elif in_pieces:
+                    self._all_came()
                 if not self._keepalive or self._close or self._force_close:
                     break
                 self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
@@ -94,7 +97,7 @@ class Connection(RequestHandler):
                     self._keepalive_handle = self._loop.call_at(
                         self._next_keepalive_close_time, self._process_keepalive
                     )
-                del request, reply  # an idle connection keeps nothing of its last request
+                del message, payload, request, reply  # an idle connection keeps nothing of its last request
         except asyncio.CancelledError:
             self.force_close()
             raise
@@ -106,35 +109,14 @@ class Connection(RequestHandler):
             if self.transport is not None:
                 self.transport.close()
 
-    async def _answer_parsed(self) -> Reply:
-        """Answer the next of what was parsed, and see to what its body left behind."""
-        message, payload = self._messages.popleft()
-        in_pieces = not payload.is_eof()
-        if self._parser is not None and not in_pieces:
-            self._parser.message_consumed()
-        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-            self._resume_reading_if_drained()
-        if isinstance(message, RawRequestMessage):
-            request = Request(message, payload, self)
-            reply = await self._answer(request, cast(Any, self._request_handler))
-        else:
-            request = Request(ERROR, payload, self)
-            reply = self._malformed_reply(request, message)
-        if not (request.taken or payload.is_eof()):
-            self._keepalive = reply.keep_alive
-            await self._linger(payload)
-            payload.set_exception(_OVER)
-        elif in_pieces:
-            self._all_came()
-        return reply
-
-    async def _answer(self, request: Request, handler: Handler) -> Reply:
+    async def _answer(self, request: Request) -> Reply:
         """The handler's answer, or what stands for it where the handler raises."""
+        handler: Any = self._request_handler
         current: Any = request
         self._request_in_progress = True
         self._current_request = current
         try:
-            reply = await handler(request)
+            reply: Reply = await handler(request)
         except asyncio.CancelledError:
             raise
         except Exception as exc:
@@ -193,48 +175,14 @@ class Connection(RequestHandler):
             auto_decompress=False,
             max_msg_queue_size=self._max_msg_queue_size,
         )
-        self._ahead = 0
 
     def data_received(self, data: bytes) -> None:
-        waiting = self._turn.step is not None
-        known = self._known
-        if waiting and known is not None and self._ahead == 0 and (body := known.body_in(data)) is not None:
-            self._repeated = KnownRequest(known, body, self)
-            self._turn.wake()
-            return
         super().data_received(data)
-        self._follow(data, alone=waiting and len(self._messages) == 1)
         if self._messages:
             if not isinstance(self._messages[-1][0], RawRequestMessage):
                 self._malformed()
             if self._messages:
                 self._turn.wake()
-
-    def _follow(self, data: bytes, *, alone: bool) -> None:
-        """Keep count of where the parser stands after `data`. `alone`: there is one request, and it came just now."""
-        self._opening = None
-        if not self._ahead:
-            if self._ahead is None or not data:
-                return
-            message = self._messages[0][0] if alone and not self._upgraded else None
-            opening = read_opening(data, message) if isinstance(message, RawRequestMessage) else None
-            if opening is None:
-                self._ahead = None
-                return
-            self._ahead = opening.size + opening.length
-            if self._ahead == len(data) and opening.size <= KNOWN_BYTES_MAX:
-                self._opening = opening
-        self._ahead -= len(data)
-        if self._ahead < 0:
-            self._ahead = None
-
-    def know(self, request: Request, head: RequestHead, read_by: object, handler: Handler) -> None:
-        """Know the head of `request` when it comes again: it says `head`, as `read_by` reads it, and is `handler`'s."""
-        opening, self._opening = self._opening, None
-        if request.known is not None:
-            request.known.head, request.known.read_by = head, read_by
-        elif opening is not None and request.keep_alive:
-            self._known = Known(opening, request.raw_path, head, read_by, handler)
 
     def _malformed(self) -> None:
         """What came last does not parse. If it was to be part of a body, whoever reads that body is told:

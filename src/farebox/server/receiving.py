@@ -28,7 +28,6 @@ def may_receive(request: Request, begun: bytes) -> bool:
     connection, length = request.protocol, request.content_length
     return (
         length is not None
-        and request.body is None
         and connection.transport is not None
         and length - len(begun) >= WORTH_BYTES
         and len(begun) == request.content.total_bytes

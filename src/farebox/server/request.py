@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from multidict import CIMultiDict
 
 from farebox.errors import BadRequest, BodyTooLarge, Refusal
 from farebox.server.receiving import may_receive, receive
 
 if TYPE_CHECKING:
     from farebox.server.connection import Connection
-    from farebox.server.known import Known
     from farebox.server.reply import Reply
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -28,22 +26,18 @@ class Request:
     as much to make; of that one aiohttp's connection calls `_cancel` and `_finish` and sets `_task`."""
 
     __slots__ = (
-        "_headers", "_task", "body", "content", "keep_alive", "known", "method", "protocol", "raw_headers",
-        "raw_path", "taken", "version",
+        "_task", "content", "headers", "keep_alive", "method", "protocol", "raw_headers", "raw_path", "taken",
+        "version",
     )  # fmt: skip
-    body: bytes | None
-    """All of the body, where it came with a head that was known."""
-    known: Known | None
-    """That head; None where it was parsed."""
 
     def __init__(self, message: RawRequestMessage, content: StreamReader, protocol: Connection) -> None:
         self.method: str = message.method
         self.raw_path: str = message.path
         """The target as on the request line."""
         self.version: tuple[int, int] = message.version
-        self._headers: Any = message.headers
+        self.headers: Any = message.headers
+        """A case-insensitive multi-dict."""
         self.raw_headers: tuple[tuple[bytes, bytes], ...] = message.raw_headers
-        """As they came; of a `known` head without Content-Length."""
         self.content = content
         self.protocol = protocol
         # After a chunked body the parser would take its trailer fields for headers of the next request.
@@ -51,15 +45,6 @@ class Request:
         """Whether another may follow on this connection."""
         self.taken = False
         """All of the body was there and was read."""
-        self.body = self.known = None
-
-    @property
-    def headers(self) -> Any:
-        """`raw_headers` as a case-insensitive multi-dict."""
-        if self._headers is None:
-            text = "utf-8", "surrogateescape"
-            self._headers = CIMultiDict((name.decode(*text), value.decode(*text)) for name, value in self.raw_headers)
-        return self._headers
 
     @property
     def transport(self) -> asyncio.Transport | None:
@@ -69,13 +54,11 @@ class Request:
     @property
     def body_exists(self) -> bool:
         """Whether the head announces a body."""
-        return self.content is not EMPTY_PAYLOAD or bool(self.body)
+        return self.content is not EMPTY_PAYLOAD
 
     @property
     def content_length(self) -> int | None:
         """The body's size in bytes where it is announced."""
-        if self.body is not None:
-            return len(self.body)
         length = self.headers.get("Content-Length")
         return int(length) if length is not None else None
 
@@ -84,26 +67,6 @@ class Request:
 
     def _finish(self) -> None:
         pass
-
-
-class KnownRequest(Request):
-    """A request whose head came before on its connection, and all of its body with it."""
-
-    __slots__ = ()
-    known: Known
-
-    def __init__(self, known: Known, body: bytes, protocol: Connection) -> None:
-        head = known.head
-        self.known = known
-        self.body = body
-        self.method = head.method
-        self.raw_path = known.target
-        self.version = head.version
-        self.raw_headers = head.raw
-        self._headers = None
-        self.content = EMPTY_PAYLOAD
-        self.protocol = protocol
-        self.keep_alive = self.taken = True
 
 
 Handler = Callable[[Request], Awaitable["Reply"]]
@@ -115,13 +78,16 @@ def _no_count(size: int) -> None:
 
 def whole_body(request: Request, limit: int) -> bytes | None:
     """The request body where all of it is here, else None. Raises `BodyTooLarge` past `limit` bytes."""
-    body = request.body
-    if body is None:
-        content = request.content
-        if not content.is_eof() or content.exception() is not None:
-            return None
+    content = request.content
+    if content is EMPTY_PAYLOAD:
+        body = b""
+    elif not content._eof or content._exception is not None:
+        return None
+    elif len(content._buffer) == 1 and not request.protocol.holds_back:
+        body = content._buffer.popleft()  # `read_nowait`, less its account for those who read on: seven calls
+    else:
         body = content.read_nowait()
-        request.taken = True
+    request.taken = True
     if len(body) > limit:
         raise BodyTooLarge(f"The request body has {len(body)} bytes; at most {limit} are taken.")
     return body
@@ -187,9 +153,6 @@ _BROKEN_OFF = (TimeoutError, ConnectionError, web.RequestPayloadError)
 
 
 async def _next_piece(request: Request, stall_timeout_s: float) -> bytes:
-    if request.body:
-        piece, request.body = request.body, b""
-        return piece
     content = request.content
     if content.at_eof():
         return b""
