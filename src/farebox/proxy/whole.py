@@ -43,7 +43,7 @@ class Whole:
             return None
         reply = call.reply = Reply(call.request)
         try:
-            reply.send(head.status, head.reason, head_lines(call, head), body)
+            reply.send(head.status, head.reason, head_lines(call, head), body, length=head.length)
         except ClientGone:
             call.client_left()
             reply.cut()

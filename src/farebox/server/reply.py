@@ -82,11 +82,16 @@ class Reply:
         request.protocol.answering = request
         self._head = b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (status, reason, lines, framing, persistence)
 
-    def send(self, status: int, reason: bytes, lines: bytes, body: bytes) -> None:
-        """`start`, `write` and `end` in one write, for an answer with a body to a request that is not HEAD.
-
-        Raises `ClientGone`.
+    def send(self, status: int, reason: bytes, lines: bytes, body: bytes, *, length: int | None) -> None:
+        """`start`, `write` and `end`, for an answer with a body to a request that is not HEAD. One write where its
+        length was announced. Raises `ClientGone`.
         """
+        if length is None:
+            # In several pieces it would have been chunked, and how it comes is not to be seen.
+            self.start(status, reason, lines, length=None)
+            self.write(body)
+            self.end()
+            return
         request, transport = self._request, self._transport
         if transport is None or transport.is_closing():
             raise ClientGone
