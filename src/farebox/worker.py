@@ -19,6 +19,10 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO
 
+from farebox import quickly  # noqa: F401
+
+# isort: split
+
 import msgspec
 import structlog
 

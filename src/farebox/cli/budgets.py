@@ -10,7 +10,8 @@ from typing import Any
 
 from farebox import csvtext
 from farebox.admin.standings import as_definition, as_rows, key_names
-from farebox.cli.common import BadUse, Commands, actor, not_found, on_store, parse_line, show
+from farebox.cli.common import BadUse, Commands, actor, not_found, on_store, parse_line
+from farebox.cli.showing import show
 from farebox.cli.tables import Column, print_table
 from farebox.config.budgets import SCOPES, WINDOWS, BadBudget, BudgetRule, rule_of
 from farebox.errors import FareboxError

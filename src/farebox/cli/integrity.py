@@ -8,7 +8,8 @@ import sys
 from typing import Any
 
 from farebox.admin.integrity import TIME_S, VIOLATIONS_MAX, found
-from farebox.cli.common import Commands, add_config, add_format, show, store_of
+from farebox.cli.common import Commands, add_config, add_format, store_of
+from farebox.cli.showing import show
 from farebox.cli.tables import Column, print_table
 from farebox.store import BudgetStore
 

@@ -10,17 +10,8 @@ from typing import Any
 
 from farebox import keys as secrets
 from farebox.admin.forms import public
-from farebox.cli.common import (
-    BadUse,
-    Commands,
-    actor,
-    not_found,
-    on_store,
-    parse_line,
-    parse_pair,
-    parse_time,
-    show,
-)
+from farebox.cli.common import BadUse, Commands, actor, not_found, on_store, parse_line, parse_pair, parse_time
+from farebox.cli.showing import show
 from farebox.config.budgets import BadBudget, BudgetRule
 from farebox.errors import FareboxError
 from farebox.keylimits import NONE, RATE_MAX, RATES, KeyLimits, parse_budgets

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from farebox import demo
-from farebox.cli.common import Commands, add_config, add_format, not_found, parse_line, read_config, show, store_of
+from farebox.cli.common import Commands, add_config, add_format, not_found, parse_line, read_config, store_of
+from farebox.cli.showing import show
 from farebox.cli.tables import Column, print_table
 from farebox.config import Config, Provider
 from farebox.errors import FareboxError

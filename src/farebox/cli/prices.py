@@ -17,17 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from farebox.cli import reprice
-from farebox.cli.common import (
-    BadUse,
-    Commands,
-    add_config,
-    add_format,
-    parse_line,
-    parse_time,
-    read_config,
-    show,
-    store_of,
-)
+from farebox.cli.common import BadUse, Commands, add_config, add_format, parse_line, parse_time, read_config, store_of
+from farebox.cli.showing import show
 from farebox.cli.tables import Column, print_table
 from farebox.config import Config
 from farebox.errors import FareboxError

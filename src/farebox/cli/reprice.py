@@ -12,17 +12,8 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from farebox.cli.common import (
-    BadUse,
-    Commands,
-    add_config,
-    add_format,
-    parse_line,
-    parse_time,
-    read_config,
-    show,
-    store_of,
-)
+from farebox.cli.common import BadUse, Commands, add_config, add_format, parse_line, parse_time, read_config, store_of
+from farebox.cli.showing import show
 from farebox.config import Config
 from farebox.errors import FareboxError
 from farebox.pricebook import current_pricer, put_configured

@@ -19,7 +19,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from farebox.cli.common import Output
+from farebox.cli.showing import Output
 
 Kind = Literal["text", "right", "count", "money", "ms", "time", "names"]
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from farebox.cli.common import BadUse, Commands, Output, add_config, add_format, parse_line, read_config
+from farebox.cli.common import BadUse, Commands, add_config, add_format, parse_line, read_config
+from farebox.cli.showing import Output
 from farebox.cli.tables import amounts, plain
 from farebox.errors import FareboxError, Refusal
 from farebox.pricing import PriceBook, Pricer, shipped

@@ -21,8 +21,9 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from farebox.cli.common import BadUse, Commands, Output, add_config, add_format, read_config, store_of
+from farebox.cli.common import BadUse, Commands, add_config, add_format, read_config, store_of
 from farebox.cli.filters import add_filters, add_timezone, explained, read_filter
+from farebox.cli.showing import Output
 from farebox.cli.tables import Column, amounts, count, make_table, milliseconds, plain
 from farebox.cli.watching import Seen, Watch, scraping
 from farebox.config import Config
