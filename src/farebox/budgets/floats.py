@@ -23,8 +23,10 @@ Key = tuple[tuple[int, str], ...]
 """Counters as a call's wants name them, in their order: budgets by their ids' numbers, which are hashed in no time."""
 
 CALLS_MIN = 8
-CALLS_MAX = 256
-"""Calls a float is asked to hold, at least and at most; in between, what came within two seconds."""
+CALLS_MAX = 8_192
+"""Calls a float is asked to hold, at least and at most; in between, what came within two seconds. Where the database
+is slow to fill it up it must not run dry meanwhile: a call that finds it so costs far more. How much
+of a limit it may take is bounded there."""
 BUSY = 4
 """Calls within a second that make a float worth its while: fewer cost less one by one."""
 REFUSED_S = 1.0

@@ -97,7 +97,7 @@ class Planner:
         known = kind.held
         if (
             not isinstance(known, Known)
-            or known.pricer is not pricer
+            or known.era is not pricer.era
             or not known.since <= at < known.until
             or not (known.applied is call.applied or known.applied == call.applied)
         ):
@@ -105,7 +105,7 @@ class Planner:
             if model is None or call.target.deployment is not None:
                 return None
             known = kind.held = quick.work_out(
-                Known(pricer, call.applied, call.snapshot.config.metering.max_output_tokens),
+                Known(pricer.era, call.applied, call.snapshot.config.metering.max_output_tokens),
                 attempt,
                 provider,
                 self._longest_output(pricer, provider.name, model, at),

@@ -18,7 +18,6 @@ from farebox.budgets.applying import Applied
 from farebox.budgets.floats import Key, key_of
 from farebox.config import Provider
 from farebox.holds import Hold
-from farebox.pricing import Pricer
 from farebox.pricing.most import Most
 from farebox.proxy.call import Call
 from farebox.records import Want
@@ -41,12 +40,13 @@ class Known:
     """What calls of one kind that the same budgets count have in common, for a minute."""
 
     __slots__ = (
-        *("applied", "assumed", "binding", "budget_ids", "counted", "key", "most", "pricer", "since", "strict"),
+        *("applied", "assumed", "binding", "budget_ids", "counted", "era", "key", "most", "since", "strict"),
         *("template", "unlimited", "until"),
     )
 
-    def __init__(self, pricer: Pricer, applied: tuple[Applied, ...], assumed: int) -> None:
-        self.pricer = pricer
+    def __init__(self, era: object, applied: tuple[Applied, ...], assumed: int) -> None:
+        self.era = era
+        """Of the pricer whose prices these are: to know itself would keep its whole book."""
         self.applied = applied
         self.assumed = assumed
         self.since: datetime
