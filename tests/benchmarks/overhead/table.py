@@ -113,7 +113,7 @@ def counts_lines(own: Mapping[str, Count], bare: Mapping[str, Count]) -> list[Li
         Line("function calls per small request ÷ bare aiohttp", call / bare["call"].total),
         Line("function calls per streamed chunk", chunk),
         Line("function calls per streamed chunk ÷ bare aiohttp", chunk / bare["chunk"].total),
-        Line("function calls, a budgeted key ÷ an unbudgeted one", budgeted / call),
+        Line("function calls at one connection, a budgeted key ÷ an unbudgeted one", budgeted / call),
     ]
 
 
