@@ -12,19 +12,11 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from farebox.doubts import WATCHED_MEMBERS, duplicate_members, other_models
+from farebox.identifiers import IDENTIFIER_CHARS_MAX, identifier
+from farebox.identity import TAGS_MAX, Identity, identify, parse_tags
 from farebox.jsontext import SCAN_STEPS_MAX, top_members
 from farebox.records import Operation
-from farebox.request import (
-    IDENTIFIER_CHARS_MAX,
-    TAGS_MAX,
-    Identity,
-    RequestFacts,
-    identifier,
-    identify,
-    parse_tags,
-    read_facts,
-    read_odd_facts,
-)
+from farebox.request import RequestFacts, read_facts, read_odd_facts
 
 fixed = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 CORPUS = Path(__file__).parents[1] / "../shared/corpus/requests.jsonl"

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from farebox import paths
 from farebox.credentials import CREDENTIAL_HEADERS, Credentials, credentials, misplaced
 from farebox.errors import BadRequest, Forbidden, MethodNotAllowed
+from farebox.identity import Identity, identify
 from farebox.paths import Target
-from farebox.request import Identity, identify
 
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 Mode = Literal["virtual", "passthrough", "open"]

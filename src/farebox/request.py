@@ -1,4 +1,4 @@
-"""What a request says about itself: the few members of its body and headers that farebox acts on.
+"""What a request says about itself: the few members of its body that farebox acts on.
 
 One pass over the body's outline, which has no long strings, reads what is needed and skips the rest
 unbuilt, so a long prompt costs a search and no memory. Whatever is odd is tolerated: the provider
@@ -6,37 +6,22 @@ judges a request, farebox reads it. Everything read here is the client's claim: 
 by it, nothing is allowed because of it. Where a member appears twice the last one counts, as in
 Python, JavaScript, Go and most other JSON parsers; `doubts` finds the bodies on which parsers could disagree.
 
-`jsontext` knows where members stand; `splice` edits bodies; `prompt` reads the text to be counted;
-`routing` chooses by the facts.
+`jsontext` knows where members stand; `identity` adds what headers claim; `splice` edits bodies;
+`prompt` reads the text to be counted; `routing` chooses by the facts.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterable, Mapping
-from urllib.parse import unquote
-
 import msgspec
 
+from farebox.identifiers import identifier
 from farebox.jsontext import decode_members
 from farebox.outline import LONG_BYTES, outline
 from farebox.records import Operation
 
-IDENTIFIER_CHARS_MAX = 256
-"""Longest identifier kept. A longer one is cut and ends in `~` and 16 hex digits of its SHA-256, so that
-different identifiers stay different."""
-
 MEMBER_BYTES_MAX = LONG_BYTES
 """Longest JSON text of a member read as an identifier, number or metadata; a longer one is ignored, and a string
 that is longer counts as empty."""
-
-TAGS_MAX = 16
-TAG_NAME_CHARS_MAX = 64
-TAG_VALUE_CHARS_MAX = 256
-"""Tags past the count, and tags with a longer name or value, are dropped."""
-
-Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
 class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,15 +48,6 @@ class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
     end_user: str | None = None
 
 
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Whom and what a request claims to be for."""
-
-    session: str | None = None
-    end_user: str | None = None
-    tags: dict[str, str] = {}
-
-
-_NOBODY = Identity()
 _RAW = msgspec.Raw()
 
 
@@ -274,25 +250,6 @@ def _positive(value: int) -> int | None:
     return value if 0 < value < 1 << 63 else None
 
 
-# -- identifiers ---------------------------------------------------------------------------------
-
-_UNSTORABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def identifier(value: str) -> str | None:
-    """`value` fit to be stored and compared: no control characters or surrogates, no outer blanks, bounded.
-
-    None when nothing is left.
-    """
-    # Printable ASCII, as nearly all are, has nothing to be taken out.
-    kept = value if value.isascii() and value.isprintable() else _UNSTORABLE.sub("", value)
-    kept = kept.strip()
-    if len(kept) > IDENTIFIER_CHARS_MAX:
-        digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        kept = f"{kept[: IDENTIFIER_CHARS_MAX - 17]}~{digest}"
-    return kept or None
-
-
 def _identifier(raw: msgspec.Raw) -> str | None:
     value = _text(raw)
     return identifier(value) if value else None
@@ -322,85 +279,3 @@ def _split_user_id(user_id: str) -> tuple[str | None, str | None]:
     if mark:
         return identifier(user), identifier(session)
     return identifier(user_id), None
-
-
-_SESSION_HEADERS = ("x-session-id", "session-id", "thread-id", "session_id", "conversation_id", "helicone-session-id")
-_USER_HEADERS = ("helicone-user-id", "x-litellm-end-user-id", "x-litellm-customer-id")
-_READ_HEADERS = frozenset(("x-farebox-session", "x-farebox-tags", "baggage", *_SESSION_HEADERS, *_USER_HEADERS))
-
-
-def identify(headers: Headers, facts: RequestFacts | None) -> Identity:
-    """Session, end user and tags of a request; per dimension the first source that says something.
-
-    Session: `x-farebox-session`; `x-VENDOR-session-id`; `x-session-id`; `session-id`, `thread-id`,
-    `session_id`, `conversation_id`; `helicone-session-id`; W3C `baggage`, entry `session.id`; the body
-    (`session_id`, `metadata.session_id`, Anthropic's `metadata.user_id`, then the Responses API's
-    `conversation`; not `previous_response_id`, which is another with every turn, nor `prompt_cache_key`,
-    which may be one for a whole application).
-    End user: the body (`safety_identifier`, `user`, `metadata.user_id`), then the headers of Helicone
-    and LiteLLM. Tags: `x-farebox-tags` alone.
-
-    `headers` in any case; of a repeated header the first counts, tags are joined.
-    """
-    seen: dict[str, str] = {}
-    vendor: list[str] = []
-    for spelling, value in headers.items() if isinstance(headers, Mapping) else headers:
-        name = spelling.lower()
-        if name in _READ_HEADERS:
-            joined = name in ("x-farebox-tags", "baggage") and name in seen
-            seen[name] = f"{seen[name]},{value}" if joined else seen.get(name, value)
-        elif name.startswith("x-") and name.endswith("-session-id") and "parent" not in name:
-            vendor.append(value)
-    if not seen and not vendor:
-        return _NOBODY if facts is None else claims(_NOBODY, facts)
-    sessions = [seen.get("x-farebox-session"), *vendor, *(seen.get(name) for name in _SESSION_HEADERS)]
-    if "baggage" in seen:
-        sessions.append(_baggage_session(seen["baggage"]))
-    claimed = Identity(
-        session=_first(sessions),
-        end_user=_first(seen.get(name) for name in _USER_HEADERS),
-        tags=parse_tags(seen["x-farebox-tags"]) if "x-farebox-tags" in seen else {},
-    )
-    return claimed if facts is None else claims(claimed, facts)
-
-
-def claims(headers: Identity, facts: RequestFacts) -> Identity:
-    """`identify` where it is known what the `headers` alone claim."""
-    if facts.session is None and facts.end_user is None:
-        return headers
-    return Identity(
-        session=headers.session or facts.session, end_user=facts.end_user or headers.end_user, tags=headers.tags
-    )
-
-
-def _first(values: Iterable[str | None]) -> str | None:
-    return next((kept for value in values if value and (kept := identifier(value))), None)
-
-
-def _baggage_session(baggage: str) -> str | None:
-    """The value of `session.id` in a W3C baggage header: `name=value;property, name=value`, percent-encoded."""
-    for entry in baggage.split(","):
-        name, mark, value = entry.partition(";")[0].partition("=")
-        if mark and name.strip() == "session.id":
-            return unquote(value.strip())
-    return None
-
-
-def parse_tags(header: str) -> dict[str, str]:
-    """`k=v,k=v` as a dict: at most TAGS_MAX, in order; of equal names the last counts.
-
-    Blanks around names and values are dropped. So is a tag without `=`, without a name, with
-    control characters, or longer than the bounds.
-    """
-    tags: dict[str, str] = {}
-    for entry in header.split(","):
-        name, mark, value = (part.strip() for part in entry.partition("="))
-        if (
-            mark
-            and 0 < len(name) <= TAG_NAME_CHARS_MAX
-            and len(value) <= TAG_VALUE_CHARS_MAX
-            and not _UNSTORABLE.search(entry)
-            and (name in tags or len(tags) < TAGS_MAX)
-        ):
-            tags[name] = value
-    return tags

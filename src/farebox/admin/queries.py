@@ -11,8 +11,8 @@ from uuid import UUID
 import msgspec
 
 from farebox.errors import BadRequest
+from farebox.identity import parse_tags
 from farebox.records import Outcome
-from farebox.request import parse_tags
 from farebox.store import UsageFilter
 from farebox.store.reports import GROUPS_MAX, PAGE_ROWS, SUM_COLUMNS, TIMES
 

@@ -10,8 +10,8 @@ from uuid import UUID
 
 from farebox.cli.common import BadUse, parse_line, parse_pair, parse_time
 from farebox.errors import BadRequest, FareboxError
+from farebox.identifiers import IDENTIFIER_CHARS_MAX
 from farebox.records import Outcome
-from farebox.request import IDENTIFIER_CHARS_MAX
 from farebox.store import UsageFilter, is_refusal
 
 _NAMES = ("team", "project", "user", "provider", "model", "session")

@@ -17,8 +17,8 @@ from farebox.cli.common import BadUse, Commands, add_config, add_format, parse_l
 from farebox.cli.showing import Output
 from farebox.cli.tables import amounts, plain
 from farebox.errors import FareboxError, Refusal
+from farebox.identifiers import IDENTIFIER_CHARS_MAX
 from farebox.pricing import PriceBook, Pricer, shipped
-from farebox.request import IDENTIFIER_CHARS_MAX
 from farebox.sizing import Certainty, Sizer, Sizing
 from farebox.tokens import Tokens
 

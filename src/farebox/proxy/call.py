@@ -12,11 +12,12 @@ from uuid import UUID
 from farebox.accounting import Attempt
 from farebox.config import Metering
 from farebox.heads import RequestHead
+from farebox.identity import Identity
 from farebox.meter import Meter, Reading
 from farebox.paths import Target
 from farebox.proxy.snapshot import Snapshot
 from farebox.records import Caller
-from farebox.request import Identity, RequestFacts
+from farebox.request import RequestFacts
 from farebox.server import Reply, Request
 
 if TYPE_CHECKING:

@@ -16,11 +16,12 @@ from farebox.credentials import PREFIX, holds_key
 from farebox.doubts import check_repeated, other_models
 from farebox.errors import Unavailable
 from farebox.heads import misplaced_key
+from farebox.identity import claims
 from farebox.outline import outline, outlining
 from farebox.pieces import Pieces
 from farebox.proxy.call import Call
 from farebox.proxy.ownership import Ownership
-from farebox.request import claims, read_facts
+from farebox.request import read_facts
 from farebox.server import Upload, read_body, send_continue, whole_body
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from farebox import paths
+from farebox.identity import identify
 from farebox.models import Catalogue, shapes
 from farebox.proxy.call import Call
-from farebox.request import identify
 from farebox.server import Reply, respond
 
 
