@@ -153,3 +153,17 @@ def test_open_mode_asks_for_a_loopback_name() -> None:
     with pytest.raises(Forbidden):
         Heads("open").of("POST", TARGET, (1, 1), raw)
     assert Heads("virtual").of("POST", TARGET, (1, 1), raw).credentials.given == ()
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_keys_share_what_does_not_depend_on_who_calls(place: int) -> None:
+    """Wherever the key stands among the fields: its head is its own, the memo everybody's."""
+    known, made = Heads("virtual"), []
+    for _ in range(3):
+        fields = list(PLAIN)
+        fields.insert(place, (b"Authorization", b"Bearer " + keys.mint_secret().encode()))
+        made.append(known.of("POST", TARGET, (1, 1), tuple(fields)))
+        assert facts(made[-1]) == facts(read_head("POST", TARGET, (1, 1), tuple(fields), "virtual"))
+    assert len({head.credentials.digests for head in made}) == 3
+    assert made[0].memo is made[1].memo is made[2].memo
+    assert made[0].kinds is not made[1].kinds is not made[2].kinds
