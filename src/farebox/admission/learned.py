@@ -23,7 +23,8 @@ QUANTILE = 0.95
 STARTING_TOKENS = 2_048
 """What a stream without history holds of its output, or its bound if that is less."""
 
-_Key = tuple[UUID | None, str | None]
+_Key = tuple[int | None, str | None]
+"""A key's id by its number, which is hashed in no time, and a model."""
 
 
 class Learned:
@@ -48,7 +49,7 @@ class Learned:
         """Learn from a whole answer; `model` as the request names it."""
         if output_tokens <= 0:
             return
-        key = (key_id, model)
+        key = (None if key_id is None else key_id.int, model)
         outputs = self._outputs.get(key)
         if outputs is None:
             while len(self._outputs) >= self._pairs_max:
@@ -61,7 +62,7 @@ class Learned:
 
     def output_tokens(self, key_id: UUID | None, model: str | None) -> int | None:
         """The quantile, an output that was; None without history. `model`: as the request names it."""
-        key = (key_id, model)
+        key = (None if key_id is None else key_id.int, model)
         known = self._quantiles.get(key)
         if known is not None:
             return known
