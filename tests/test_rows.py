@@ -25,7 +25,7 @@ from farebox.payload import encode
 from farebox.pricing import Pricer
 from farebox.proxy.call import Call, Clock
 from farebox.proxy.settle import Settler
-from farebox.records import Caller, FloatHold, ToolCall, UsageEvent
+from farebox.records import Caller, FloatHold, ToolCall, Usage, UsageEvent
 from farebox.request import RequestFacts
 from farebox.rows import Ordinary, begun, ordinary
 from support.pricing import book, configured, provider, publishers
@@ -41,7 +41,7 @@ CALLERS = st.builds(
     tags=st.sampled_from([{}, {"tier": "cheap"}]),
 )
 MODELS = {
-    "openai": ["gpt-4o-mini-2024-07-18", "gpt-5", "gpt-audio", "nobody-knows", None],
+    "openai": ["gpt-4o-mini-2024-07-18", "gpt-5", "gpt-audio", "text-embedding-3-small", "nobody-knows", None],
     "anthropic": ["claude-sonnet-4-5", "claude-opus-4-1"],
     "perplexity": ["sonar"],
     "google": ["gemini-2.5-pro"],
@@ -66,7 +66,7 @@ def answers(draw: st.DrawFn) -> tuple[str, str, bytes]:
         content += draw(st.sampled_from([[], [{"type": "tool_use", "name": "look_up", "input": {"a": 1}}]]))
         said = {"id": "msg_1", "model": model, "content": content, "usage": usage}
         return by, "/v1/messages", msgspec.json.encode(said)
-    told, read_, reasoned, audio = draw(st.tuples(COUNTS, COUNTS, COUNTS, st.sampled_from([0, 0, 0, 9])))
+    told, read_, reasoned, audio = draw(st.tuples(st.just(0) | COUNTS, COUNTS, COUNTS, st.sampled_from([0, 0, 0, 9])))
     asked = draw(COUNTS) + read_
     usage = {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
     if draw(st.booleans()):
@@ -180,12 +180,18 @@ def short(attempt: Attempt, reading: Reading, pricer: Pricer | None = None) -> O
 
 
 def test_a_usual_answer_has_the_short_form() -> None:
-    """So have an answer with tool calls, one of a model without a price, and one that budgets count."""
+    """So have an answer with tool calls, embeddings, a model without a price, and a call that budgets count."""
     attempt = attempt_at("gpt-4o-mini")
     reading = answered("gpt-4o-mini-2024-07-18")
     assert (made := short(attempt, reading)) is not None
     assert made[0].cost_usd == Decimal("0.00021")
     assert short(attempt, msgspec.structs.replace(reading, tool_calls=[ToolCall("look_up", 1, 2)])) is not None
+    embedded = msgspec.structs.replace(
+        answered("text-embedding-3-small"), usage=Usage(input_tokens=1_000, output_tokens=0)
+    )
+    assert (read_only := short(attempt_at("text-embedding-3-small"), embedded)) is not None
+    assert read_only[0].cost_usd == Decimal("0.00002")
+    assert short(attempt_at("text-embedding-3-small"), answered("text-embedding-3-small")) is None
     unpriced = short(attempt_at("nobody-knows"), answered("nobody-knows"))
     assert unpriced is not None and unpriced[0].cost_usd is None
     attempt.hold = Hold(("b",), Decimal(1), 1, 1, strict=True)

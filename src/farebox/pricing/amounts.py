@@ -33,6 +33,8 @@ def text_usd(table: Table, counts: Counts) -> Decimal | None:
     """`tokens_usd`, `tidy`, of a call for text whose price is that of its tokens; None where it may be another."""
     if counts.audio_input_tokens or counts.audio_output_tokens or not table.textual:
         return None
+    if table.silent and counts.output_tokens:
+        return None
     total = _of_text(table, counts)
     amount = EXACT.normalize(EXACT.multiply(table.unit, total))
     return amount if total < table.ten else tidy(amount)

@@ -42,13 +42,14 @@ class Table:
 
     `whole` has them as integers, shifted by `places` digits: sums of products of integers are exact
     and cheap. Where it is `usual` (input and output have a rate, reasoning none of its own) the
-    commonest stand in attributes, as integers too; it is `textual` if nothing but tokens costs something.
+    commonest stand in attributes, as integers too, and where it is `silent` (as of embeddings: output has no
+    rate); it is `textual` if in either case nothing but tokens costs something.
     `unit` is the price in US dollars that the integer 1 stands for, by the token; `ten` stands for ten dollars.
     """
 
     __slots__ = (
         *("cache_read_n", "cache_write_n", "cache_write_1h_n", "cache_write_unknown_n", "input_n", "output_n"),
-        *("places", "rates", "ten", "textual", "unit", "usual", "whole"),
+        *("places", "rates", "silent", "ten", "textual", "unit", "usual", "whole"),
     )
 
     def __init__(self, rates: dict[str, Decimal]) -> None:
@@ -58,9 +59,10 @@ class Table:
         self.usual = "input" in whole and "output" in whole and whole["reasoning"] == whole["output"]
         self.unit = EXACT.scaleb(_ONE, -self.places - MILLION)
         self.ten = 10 ** (self.places + MILLION + 1)
-        self.textual = self.usual and "requests" not in rates
-        if self.usual:
-            self.input_n, self.output_n = whole["input"], whole["output"]
+        self.silent = "input" in whole and "output" not in whole and "reasoning" not in whole
+        self.textual = (self.usual or self.silent) and "requests" not in rates
+        if self.usual or self.silent:
+            self.input_n, self.output_n = whole["input"], whole.get("output", 0)
             self.cache_read_n, self.cache_write_n = whole["cache_read"], whole["cache_write"]
             self.cache_write_1h_n, self.cache_write_unknown_n = whole["cache_write_1h"], whole["cache_write_unknown"]
 
