@@ -127,10 +127,15 @@ class _Rest(asyncio.BufferedProtocol):
     def _end(self) -> None:
         """Stand aside."""
         self._timer.cancel()
-        self._view.release()
+        self._let_go()
         if self._transport is not None:
             self._transport.set_protocol(self._connection)
             self._transport = None
+
+    def _let_go(self) -> None:
+        """Have no view of the buffer: it could not be given up while there is one."""
+        self._window.release()
+        self._view.release()
 
     def give_back(self) -> None:
         """Let the connection's parser have what was received for it. Does nothing once the body is whole, or given."""
@@ -142,6 +147,7 @@ class _Rest(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
+        self._let_go()
         self._transport = None
         self._connection.connection_lost(exc)
         if not self.done.done():
