@@ -66,6 +66,11 @@ def only(process: FareboxProcess, pid: int) -> Iterator[None]:
             os.kill(other, signal.SIGCONT)
 
 
+async def metrics(port: int) -> str:
+    """What a scrape gets."""
+    return (await call(port, "/metrics", method="GET")).body.decode()
+
+
 async def answers(process: FareboxProcess, key: str, model: str, *, stream: bool = True) -> int:
     """The status of one call, on a connection of its own."""
     answer = await ask(process.port, key, model, stream=stream)
@@ -176,7 +181,7 @@ async def test_two_workers_serve_one_port_as_one_farebox(database: str, tmp_path
         assert rows.keys() == traffic.seen.keys() and set(rows.values()) == {"complete"}
         for pid in pids:  # either of them knows of all calls
             with only(process, pid):
-                text = (await call(process.port, "/metrics", method="GET")).body.decode()
+                text = await metrics(process.port)
                 counted = re.findall(r"^farebox_requests_total\{.*\} (\d+)", text, re.MULTILINE)
                 assert sum(map(int, counted)) == len(rows)
 
@@ -448,6 +453,9 @@ async def test_every_worker_takes_the_new_config_and_so_does_one_that_comes_late
         farebox.config.write_text("server: {workers: none}")
         process.signal(signal.SIGHUP)
         await process.says("the config has a fault")
+        async with asyncio.timeout(30):  # one of the workers is told to count it, which may be the victim
+            while 'farebox_config_reloads_total{result="failed"} 1' not in await metrics(process.port):
+                await asyncio.sleep(0.05)
         [victim, _] = worker_pids(process.pid)
         os.kill(victim, signal.SIGKILL)
         await process.says("a worker took the place")
@@ -455,7 +463,7 @@ async def test_every_worker_takes_the_new_config_and_so_does_one_that_comes_late
             with only(process, pid):
                 assert await answers(process, farebox.key, f"n-{pid}") == 200
         assert (len(one.requests), len(two.requests)) == (0, 4)
-        text = (await call(process.port, "/metrics", method="GET")).body.decode()
+        text = await metrics(process.port)
         assert 'farebox_config_reloads_total{result="ok"} 1' in text
         assert 'farebox_config_reloads_total{result="failed"} 1' in text
         assert len(process.log("config reloaded")) == len(process.log("the config has a fault")) == 1
