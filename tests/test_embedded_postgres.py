@@ -261,6 +261,7 @@ async def test_start_waits_for_the_server_of_a_killed_farebox(serve: Serve, tmp_
     assert await ask(postgres.dsn, "SELECT 1") == 1
 
 
+@pytest.mark.long
 async def test_farebox_killed_while_making_the_cluster(serve: Serve, tmp_path: Path) -> None:
     """A kill in the middle of initdb leaves nothing half-made: the next start makes the cluster anew."""
     folder = tmp_path / "data"
@@ -551,7 +552,10 @@ def skip_unless_allowed(kind: str) -> None:
 
 
 @needs_root
-@pytest.mark.parametrize("kind", ["namespace:65534", "dropped:65534:65534", "bare:65534:65534"])
+@pytest.mark.parametrize(
+    "kind",
+    ["namespace:65534", *(pytest.param(f"{kind}:65534:65534", marks=pytest.mark.long) for kind in ("dropped", "bare"))],
+)
 async def test_root_each_way(serve: Serve, public_folder: Path, kind: str) -> None:
     """As root each way serves below another user's home, with files of root's (namespace) or the borrowed account's."""
     skip_unless_allowed(kind)
@@ -592,7 +596,7 @@ async def test_root_loses_the_namespace(serve: Serve, public_folder: Path) -> No
 
 
 @needs_root
-@pytest.mark.parametrize("uid", [65534, 54321])
+@pytest.mark.parametrize("uid", [65534, pytest.param(54321, marks=pytest.mark.long)])
 async def test_unprivileged_below_a_closed_home(serve: Serve, public_folder: Path, uid: int) -> None:
     """An ordinary user, known by name or not, serves from a 0700 home; root may step in and leaves it usable."""
     home = public_folder / "home"

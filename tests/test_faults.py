@@ -449,6 +449,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.long
 async def test_ctrl_c_in_a_terminal_stops_everything_in_order(tmp_path: Path) -> None:
     """SIGINT to the whole process group, as a terminal sends it, does not take the database away from the last rows."""
     held = Held()

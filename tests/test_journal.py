@@ -274,6 +274,7 @@ def test_drained_segments_are_deleted(tmp_path: Path) -> None:
     journal.close()
 
 
+@pytest.mark.long
 def test_memory_stays_bounded_however_long_postgres_is_away(tmp_path: Path) -> None:
     """Tens of thousands of undrained events cost disk; reading them back costs one batch of memory."""
     journal = Journal.open(tmp_path, fsync_ms=None)
