@@ -13,7 +13,7 @@ from dataclasses import replace
 from benchmarks.overhead import counts, scenarios
 from benchmarks.overhead.targets import Bench
 
-MOST = {"call": 380, "chunk": 58, "budgeted call": 540}
+MOST = {"call": 350, "chunk": 62, "budgeted call": 431}
 """Function calls on the event loop's thread, of Python's and built-in ones, everything on."""
 RATIOS = {"small": (1.0, 1.5), "streams": (1.7, 4.0)}
 """CPU ÷ bare aiohttp at most, and seconds a turn."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -134,9 +135,8 @@ class Bench:
         return self._server
 
     def _folder(self, name: str) -> Path:
-        folder = self.folder / name
-        folder.mkdir()
-        return folder
+        # Several parts of one run may start the same thing.
+        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
 
     def _start(
         self, name: str, command: list[str], cores: Sequence[int] | None = None, env: dict[str, str] | None = None
