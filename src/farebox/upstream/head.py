@@ -89,7 +89,8 @@ def read_head(status: int, reason: bytes, raw: RawHeaders) -> Head:
             length = int(field[1]) if field[1].isdigit() else None
             continue
         if low == b"transfer-encoding":
-            if field[1].strip().lower() != b"chunked":
+            # Only spaces and tabs may stand around it: a parser that sees "\x0bchunked" sees no chunks.
+            if field[1].strip(b" \t").lower() != b"chunked":
                 raise UpstreamError("broken_answer", sent=True)
             chunked = True
         elif low == b"connection" and named is None:
