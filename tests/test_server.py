@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -253,6 +254,39 @@ async def test_connections_past_the_bound_are_closed_as_they_come() -> None:
     finally:
         listening.close()
         await server.shutdown(0.1)
+
+
+async def test_a_connection_leaves_nothing_of_farebox_for_the_garbage_collector() -> None:
+    """What is left when it ends goes at once, whoever ends it, whether or not a request is being answered."""
+
+    async def handler(request: Request) -> Reply:
+        if request.raw_path == "/waits":
+            await asyncio.sleep(60)
+        return respond(request, 200, b"ok")
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving(handler) as port:
+            for path in ("/", "/waits"):
+                for _ in range(3):
+                    async with RawClient(port) as client:
+                        await client.send("GET", path, {})
+                        if path == "/":
+                            await client.answer()
+                        await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            left = {
+                type(one).__qualname__ for one in gc.garbage if type(one).__module__.startswith(("farebox", "aiohttp"))
+            }
+            assert not left & {"Connection", "Request", "Reply", "StreamReader"}, left
+            assert not any(type(one) is asyncio.Task for one in gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 async def test_requests_on_each_others_heels_are_all_answered_whatever_their_bodies() -> None:

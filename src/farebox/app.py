@@ -21,7 +21,7 @@ from pathlib import Path
 import structlog
 
 from farebox import foundation, tokens
-from farebox.accepting import Accepting
+from farebox.accepting import Accepting, accept
 from farebox.admin import Admin
 from farebox.admission import Learned
 from farebox.budgets import Drain, Lives, Settings, boot_id, fields_of, opened
@@ -252,7 +252,7 @@ class App:
     async def _listen(self, listener: socket.socket) -> asyncio.Server | Accepting:
         backlog = self.config.server.backlog
         if self.slot is None:
-            return await asyncio.get_running_loop().create_server(self.server, sock=listener, backlog=backlog)
+            return await accept(listener, self.server, backlog=backlog)
         return Accepting(listener, self.server, backlog=backlog, held=lambda: len(self.server.connections))
 
     async def _open_keyring(self, store: Store) -> KeyRing:

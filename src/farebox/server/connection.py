@@ -99,8 +99,9 @@ class Connection(RequestHandler):
                     )
                 del message, payload, request, reply  # an idle connection keeps nothing of its last request
         except asyncio.CancelledError:
+            # The client has left, or farebox stops. Raised on, the task would keep it, with this frame and so with
+            # itself: memory that only the garbage collector gives back, of each connection.
             self.force_close()
-            raise
         except Exception as exc:
             self.log_exception(exc_info=exc)
             self.force_close()
