@@ -509,6 +509,22 @@ CONTAINERS: dict[str, tuple[str, Any]] = {
         {"output": [{"type": "code_interpreter_call", "id": "ci_1", "container_id": "ID"}]},
     ),
     "a message": ("/v1/messages", {"type": "message", "content": [], "container": {"id": "ID"}}),
+    "a metered response": (
+        "/v1/responses",
+        {
+            "output": [{"type": "code_interpreter_call", "id": "ci_1", "container_id": "ID"}],
+            "usage": {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3},
+        },
+    ),
+    "a metered message": (
+        "/v1/messages",
+        {
+            "type": "message",
+            "content": [],
+            "container": {"id": "ID"},
+            "usage": {"input_tokens": 1, "output_tokens": 2},
+        },
+    ),
 }
 
 
@@ -516,7 +532,7 @@ CONTAINERS: dict[str, tuple[str, Any]] = {
 async def test_the_container_an_answer_ran_in_is_its_callers(two: Two, case: str) -> None:
     """What a metered answer brought along, kept itself or not, may be used and read by the key that asked for it."""
     target, answer = CONTAINERS[case]
-    id = f"cntr_{case.split()[1]}"
+    id = f"cntr_{case.replace(' ', '_')}"
     two.a.then(plain(json.dumps(answer).replace("ID", id).encode()), plain(b"{}"))
     await two.mine.call(target, {"model": MODEL, "store": False, "input": "Hi"})
     path = f"/v1/containers/{id}/files/cfile_1/content"

@@ -41,20 +41,9 @@ class Kind:
     """The common part of attempts that go out. Never changes, but for what others remember with it."""
 
     __slots__ = (
-        *(
-            "asked_tier",
-            "begun",
-            "caller",
-            "dialect",
-            "ended",
-            "estimated",
-            "held",
-            "model",
-            "provider",
-            "service_tier",
-        ),
-        *("stream", "tags", "target"),
-    )
+        "asked_tier", "begun", "caller", "dialect", "ended", "estimated", "held", "model", "provider",
+        "service_tier", "stream", "tags", "target",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -112,7 +101,7 @@ class Ended:
 
 
 class Common(msgspec.Struct, omit_defaults=True):
-    """Members of a `UsageEvent` or `Begun` that follow one another there, so that their JSON can be kept."""
+    """Members of a `UsageEvent` that follow one another there, so that their JSON can be kept."""
 
     provider: str
     dialect: str

@@ -8,7 +8,7 @@ learned. What is an id and where it stands is `farebox.objects`' business; here 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from uuid import UUID
 
@@ -66,6 +66,14 @@ class Claim:
         self._note(self._located(head))
         if not self._target.metered:
             self._sniffer = Sniffer(content_type=head.content_type, content_encoding=head.content_encoding)
+
+    def tells(self, facts: RequestFacts | None, stored: Mapping[str, str]) -> bool:
+        """Whether a whole answer of a metered call, in which `stored` is named, tells of an object that outlives it."""
+        return (
+            self.place is not None
+            or _answer_kind(self._target, facts) is not None
+            or any(kind in _OUTLIVING for kind in stored.values())
+        )
 
     @property
     def reads(self) -> bool:

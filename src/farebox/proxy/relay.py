@@ -77,9 +77,6 @@ class Relay:
                 meter.eof()
                 await self._settler.settle(call, meter.finish(), "whole")
             self._start(call, reply, head, length)
-            if head.framed and not (peeked or injected or meter.cuttable) and (body := answer.take_whole()) is not None:
-                await self._pass_whole(call, attempt, meter, reply, body)
-                return self._over(call, reply, whole=True)
             ending, error = await self._pump(call, attempt, answer, meter, reply, peeked, length)
             if ending == "budget":
                 answer.close()  # first of all: what it goes on to say would cost
@@ -97,26 +94,6 @@ class Relay:
             if claim is not None:
                 claim.close(meter)  # also where the client has gone
         return self._over(call, reply, whole=ending == "whole")
-
-    async def _pass_whole(self, call: Call, attempt: Attempt, meter: Meter, reply: Reply, body: bytes) -> None:
-        """All of the answer is here: as `_pump`, in one piece."""
-        now = attempt.last_byte = self._clock.monotonic()
-        attempt.answer_bytes = len(body)
-        out = meter.feed(body, now)
-        if (claim := call.claim) is not None:
-            claim.feed(body, meter)
-        if call.attempt is not None:  # else it was settled with its head
-            out += meter.eof()
-            reading = meter.finish()
-            if not self._settler.at_once(call, reading, "whole"):
-                await self._settler.settle(call, reading, "whole")
-            if claim is not None:
-                await claim.kept(meter)
-        if not call.gone:
-            try:
-                reply.write(out)
-            except ClientGone:
-                call.client_left()
 
     def _over(self, call: Call, reply: Reply, *, whole: bool) -> Reply:
         if whole and not call.gone:

@@ -30,12 +30,12 @@ class Whole:
         The row is written before the answer goes out: a client that has it may go on as if it were.
         """
         head, body = answer.head, answer.whole
-        if not body or head.status != 200 or attempt.kind.stream or call.claim is not None or call.gone:
+        if not body or head.status != 200 or attempt.kind.stream or call.gone:
             return None
         if head.content_encoding or not head.framed:
             return None
         read = plain.read(call.target.operation, body, provider.profile)
-        if read is None:
+        if read is None or (call.claim is not None and call.claim.tells(call.facts, read[1])):
             return None
         attempt.last_byte = self._clock.monotonic()
         attempt.answer_bytes = len(body)

@@ -74,16 +74,11 @@ class Answer:
             self.close()
             raise
 
-    def take_whole(self) -> bytes | None:
-        """`whole`, which is the caller's then; None if there is none."""
-        body, self.whole = self.whole, b""
-        return body or None
-
     async def read(self) -> bytes:
         """The next piece of the body, as soon as there is one; b"" at its proper end. Raises `UpstreamError`."""
         while not self._pieces:
             if self._whole:
-                return self.take_whole() or b""
+                return self._take_whole()
             if self._error is not None:
                 raise self._error
             self._link.resume()
@@ -101,7 +96,7 @@ class Answer:
             if sink(self._take(self._pieces)):
                 return False
         if self._whole:
-            return not (self.whole and sink(self.take_whole() or b""))
+            return not (self.whole and sink(self._take_whole()))
         if self._error is not None:
             raise self._error
         self._sink = sink
@@ -209,3 +204,7 @@ class Answer:
         piece = pieces.popleft()
         self._size -= len(piece)
         return piece
+
+    def _take_whole(self) -> bytes:
+        body, self.whole = self.whole, b""
+        return body
