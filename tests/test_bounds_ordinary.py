@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farebox.bounds import TOKENS_MAX, bound_of, read_ordinary
+from farebox.bounds.growth import growth_of
 from farebox.doubts import duplicate_members, plainly_once
+from farebox.jsontext import top_members
 from farebox.records import Operation
 from farebox.request import read_facts
 
@@ -106,22 +108,46 @@ def test_the_quick_look_gives_the_same_bound(
 @given(bodies(), st.sampled_from(["chat", "messages"]))
 def test_the_quick_look_misses_no_repeated_member(body: bytes, operation: Operation) -> None:
     """A body that is ordinary and plainly has each member once has none that the exact search finds twice."""
-    if read_ordinary(operation, body) is not None and plainly_once(body):
+    ordinary = read_ordinary(operation, body)
+    if ordinary is not None and (ordinary.once or plainly_once(body)):
         assert duplicate_members(body) == frozenset()
 
 
+@fixed
+@given(bodies(), st.sampled_from(["chat", "messages"]))
+def test_what_quotes_tell_the_searches_tell(body: bytes, operation: Operation) -> None:
+    """A body whose quotes are all accounted for has neither what grows nor calls of tools, and no member twice."""
+    ordinary = read_ordinary(operation, body)
+    if ordinary is not None and ordinary.once:
+        assert ordinary.size == len(body) + growth_of(body) == len(body)
+        assert b"tool_calls" not in body
+        assert len(top_members(body) or ()) == len(json.loads(body))
+
+
+TURN = b'{"role":"user","content":"hi"}'
+
+
 @pytest.mark.parametrize(
-    ("body", "once"),
+    ("body", "quotes", "once"),
     [
-        (b'{"model":"m","messages":[{"role":"user","content":"a \\"model\\": b\\n"}]}', True),
-        (b'{"model":"m","messages":[],"model":"n"}', False),
-        (b'{"model":"m","messages":[],"\\u006dodel":"n"}', False),
-        (b'{"model":"m","messages":[], "n": 1, "n" :2}', False),
+        (b'{"model":"m","messages":[' + TURN + b'],"max_tokens":5,"user":"me", "stop": null}', False, True),
+        (b'{"model":"m","messages":[' + TURN + b", " + TURN + b'],"max_tokens" : 5,"user":"me"}', True, True),
+        (b'{"model":"m","messages":[{"role":"user","content":"one\\ntwo"}]}', True, True),
+        (b'{"model":"m","messages":[{"role":"user","content":"a \\"model\\": b\\n"}]}', False, True),
+        (b'{"model":"m","messages":[{"role":"user","content":"a \\u0022model\\u0022: b"}]}', True, True),
+        (b'{"model":"m","messages":[{"role":"user","content":"\\u0022\\u0022"}],"n":1,"n":2}', False, False),
+        (b'{"model":"m","messages":[],"model":"n"}', False, False),
+        (b'{"model":"m","messages":[],"\\u006dodel":"n"}', False, False),
+        (b'{"model":"m","messages":[], "n": 1, "n" :2}', False, False),
+        (b'{"model":"m","messages":[], "n": 1, "n" :null}', False, False),
+        (b'{"model":"m","messages":[' + TURN + b'],"messages":[]}', False, False),
     ],
 )
-def test_what_an_sdk_sends_takes_the_quick_way(body: bytes, once: bool) -> None:
+def test_what_an_sdk_sends_takes_the_quick_way(body: bytes, quotes: bool, once: bool) -> None:
     """A plain request passes at once, also where its text looks like a member; one with a member twice does not."""
-    assert read_ordinary("chat", body) is not None
+    ordinary = read_ordinary("chat", body)
+    assert ordinary is not None
+    assert ordinary.once is quotes
     assert plainly_once(body) is once
 
 

@@ -40,6 +40,7 @@ _WATCHED_NAME = _naming(WATCHED_MEMBERS)
 _WATCHED_NAME_OR_INPUT = _naming(_WATCHED_OR_INPUT)
 _CAPITAL_NAME = re.compile(rb'"([a-z_]{0,24}+[A-Z][A-Za-z_]{0,24}+)"[ \t\r\n]*+:')
 _ESCAPED_LETTER = re.compile(rb"\\u(?:00[4567]|017[fF]|212[aA])")
+_BACKSLASH = ord("\\")
 _FOLDING = ("\u017f".encode(), "\u212a".encode())
 """The long s and the Kelvin sign: no ASCII, and still s and k to who ignores case."""
 
@@ -82,8 +83,9 @@ def check_repeated(body: bytes, names: Set[str] | None = None, *, inputs: bool =
 
 
 def _escaped(body: bytes) -> bool:
-    # Most bodies have no escape at all, which one search in C tells.
-    if b"\\" in body and holds(body, b"\\u", b"\\") and _ESCAPED_LETTER.search(body) is not None:
+    # Most bodies have no escape at all, which one search in C tells. For a byte by its number, which takes a tenth of
+    # the time: asked for a `bytes`, Python first makes an error of it that it then drops.
+    if _BACKSLASH in body and holds(body, b"\\u", b"\\") and _ESCAPED_LETTER.search(body) is not None:
         return True
     return not body.isascii() and any(letter in body for letter in _FOLDING)
 

@@ -5,7 +5,7 @@ adds, `outputs`: what may be written, `longest`: where nothing limits that). `cl
 what is written. What it costs is `pricing`'s business, how much of it is held `admission`'s.
 """
 
-from farebox.bounds.bound import Bound, bound_of, kind_of_model, ordinary_input, refine
+from farebox.bounds.bound import Bound, bound_of, kind_of_model, refine
 from farebox.bounds.clamp import OUTPUT_TOKENS_MIN, clamp
 from farebox.bounds.longest import longest_output
 from farebox.bounds.ordinary import Ordinary
@@ -21,7 +21,6 @@ __all__ = [
     "clamp",
     "kind_of_model",
     "longest_output",
-    "ordinary_input",
     "read_ordinary",
     "refine",
 ]

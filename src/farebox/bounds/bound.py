@@ -26,6 +26,7 @@ from farebox.bounds.contents import Contents, holds, opens, size
 from farebox.bounds.growth import growth_of
 from farebox.bounds.ordinary import Ordinary
 from farebox.bounds.outputs import OBJECT, TOKENS_MAX, Members
+from farebox.bounds.plain import RENDERED_TIMES
 from farebox.jsontext import decode_members
 from farebox.records import Operation
 from farebox.request import RequestFacts
@@ -39,7 +40,6 @@ TOOLS_TOKENS = 1024
 LEAN_TEMPLATE_TOKENS = 256
 """TEMPLATE_TOKENS for the models of makers who add next to nothing: OpenAI (20, and 100 to call tools in parallel),
 Anthropic and Google."""
-RENDERED_TIMES = 3
 UNBOUND_GUESS = 4096
 """The largest `input_guess` for a request that is not only text."""
 PROMPT_TOKENS = 32
@@ -137,7 +137,7 @@ def bound_of(
         return Bound(input_tokens=0, output_tokens=0, input_expected=0, input_guess=0)
     unlimited = max_output if max_output is not None and max_output > 0 else assumed_max_output
     if ordinary is not None:
-        bound = _ordinary(operation, body, ordinary, facts.model, unlimited, reasons_beside=reasons_beside)
+        bound = _ordinary(body, ordinary, facts.model, unlimited, reasons_beside=reasons_beside)
         if bound is not None:
             return bound
     members = decode_members(body, OBJECT)
@@ -187,21 +187,16 @@ def refine(operation: Operation, body: bytes, bound: Bound, model: str | None, t
 
 
 def _ordinary(
-    operation: Operation, body: bytes, request: Ordinary, model: str | None, unlimited: int, *, reasons_beside: bool
+    body: bytes, request: Ordinary, model: str | None, unlimited: int, *, reasons_beside: bool
 ) -> Bound | None:
-    """The bound of an ordinary request; None where a number in it is odd."""
-    limit, choices = request.limit(operation, unlimited), request.choices(operation)
-    if limit is None or choices is None:
+    """The bound of an ordinary request; None where what stands for a limit is odd."""
+    limit = unlimited if request.limit is None else request.limit
+    if not 0 < limit <= TOKENS_MAX:
         return None
     if reasons_beside:
         limit += unlimited
     reason, template = kind_of_model(model)
-    return _bound(body, ordinary_input(body, request, template), limit * choices, reason, choices, ())
-
-
-def ordinary_input(body: bytes, request: Ordinary, template: int) -> int:
-    """The bound of what the model reads of an ordinary request; `template` as `kind_of_model` says."""
-    return len(body) + growth_of(body) + (RENDERED_TIMES - 1) * request.rendered() + template
+    return _bound(body, request.size + template, limit * request.choices, reason, request.choices, ())
 
 
 def _look(operation: Operation, members: Members, model: str | None, seen: Contents) -> int:

@@ -28,6 +28,7 @@ _ESCAPED = re.compile(
 """An escape takes 6 bytes (12 for two halves): only characters that grow beyond that matter."""
 
 _ESCAPE_BYTES = 6
+_BACKSLASH = ord("\\")
 
 
 def growth_of(body: bytes) -> int:
@@ -36,7 +37,7 @@ def growth_of(body: bytes) -> int:
     Nothing to look for in a body of plain ASCII without escapes. What is no UTF-8 counts as it stands.
     """
     gained = 0
-    if b"\\" in body and holds(body, b"\\u", b"\\"):
+    if _BACKSLASH in body and holds(body, b"\\u", b"\\"):
         for digits in _ESCAPED.findall(body):
             gained += max(0, _length(chr(int(digits, 16))) - _ESCAPE_BYTES)
     if not body.isascii():

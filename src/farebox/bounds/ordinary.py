@@ -4,15 +4,22 @@ One decode in C, by a struct that names the members most SDKs send. What passes 
 looked at again; whatever does not is looked at member by member, which knows more and says the same of
 what passes here. So a member that is missing here costs time and nothing else. `plain` is the same for the
 turns alone.
+
+Most of what passes is plainer still. Each name and each text in a request stands between two quotes; where those of
+the members and turns that were read are all that the body has, it has no other member, none twice, and no quote in
+a text. Where besides all texts are ASCII without a backslash, nothing in them grows (`growth`). So a count of one
+byte saves two searches, which take three times as long for a small body and thirty for a prompt with line breaks.
 """
 
 from __future__ import annotations
 
 import msgspec
+from msgspec.structs import astuple
 
 from farebox.bounds import plain
+from farebox.bounds.growth import growth_of
 from farebox.bounds.outputs import TOKENS_MAX
-from farebox.bounds.plain import Turn
+from farebox.bounds.plain import RENDERED_TIMES, Turn
 from farebox.records import Operation
 
 BYTES_MAX = 64 * 1024
@@ -21,8 +28,21 @@ BYTES_MAX = 64 * 1024
 _RAW = msgspec.Raw()
 
 
-class Ordinary(msgspec.Struct, forbid_unknown_fields=True):
-    """A request of text for text, without tools. Any other member, or another type of one, and it is not ordinary."""
+class Ordinary(msgspec.Struct, frozen=True, gc=False):
+    """What is to be known of a request of text for text, without tools, whose numbers make sense."""
+
+    size: int
+    """Bytes that the model may read: of its body, what normalising adds, and calls of tools as often as they count."""
+    limit: int | None
+    """Tokens of one answer, as `outputs.limit_of`; None where it does not say."""
+    choices: int
+    """Answers asked for, as `outputs.choices_of`."""
+    once: bool
+    """No member can stand twice in it, however it is spelt. False: it may."""
+
+
+class _Request(msgspec.Struct, forbid_unknown_fields=True):
+    """Any other member, or another type of one, and it is not ordinary."""
 
     model: str
     messages: list[Turn]
@@ -30,49 +50,33 @@ class Ordinary(msgspec.Struct, forbid_unknown_fields=True):
     max_completion_tokens: int | None = None
     n: int | None = None
     stream: bool | None = None
-    system: str | None = None
-    stream_options: msgspec.Raw = _RAW
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    stop: msgspec.Raw = _RAW
-    stop_sequences: msgspec.Raw = _RAW
     seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     parallel_tool_calls: bool | None = None
+    store: bool | None = None
+    stream_options: msgspec.Raw = _RAW
+    stop: msgspec.Raw = _RAW
+    stop_sequences: msgspec.Raw = _RAW
+    metadata: msgspec.Raw = _RAW
+    system: str | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
     service_tier: str | None = None
-    store: bool | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    metadata: msgspec.Raw = _RAW
-
-    def rendered(self) -> int:
-        """Bytes of calls of tools in the turns."""
-        return plain.of_turns(self.messages)
-
-    def limit(self, operation: Operation, unlimited: int) -> int | None:
-        """Tokens of one answer; None where a limit is odd. As `outputs.limit_of`."""
-        one, other = self.max_tokens, self.max_completion_tokens
-        if other is None:
-            limit = unlimited if one is None else one
-        elif operation != "chat" or other <= 0:
-            return None
-        else:
-            limit = other if one is None or 0 < one < other else one
-        return limit if 0 < limit <= TOKENS_MAX else None
-
-    def choices(self, operation: Operation) -> int | None:
-        """Answers asked for; None where that is odd. As `outputs.choices_of`."""
-        if self.n is None or operation != "chat":
-            return 1
-        return self.n if 0 < self.n <= TOKENS_MAX else None
 
 
-_ORDINARY = msgspec.json.Decoder(Ordinary)
+_REQUEST = msgspec.json.Decoder(_Request)
+_FIELDS = _Request.__struct_fields__
+_RAWS = 4
+_TEXTS = _FIELDS.index("system")
+"""Where its texts begin, after the last of those that are kept as they stand."""
+_NO_TEXTS = (None,) * (len(_FIELDS) - _TEXTS)
 
 
 def read(operation: Operation, body: bytes) -> Ordinary | None:
@@ -80,6 +84,42 @@ def read(operation: Operation, body: bytes) -> Ordinary | None:
     if operation not in ("chat", "messages") or len(body) > BYTES_MAX:
         return None
     try:
-        return _ORDINARY.decode(body)
+        request = _REQUEST.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+    limit, other, choices = request.max_tokens, request.max_completion_tokens, 1
+    if other is not None:
+        if operation != "chat" or other <= 0:
+            return None
+        if limit is None or 0 < limit < other:
+            limit = other
+    if request.n is not None and operation == "chat":
+        choices = request.n
+    if not 0 < choices <= TOKENS_MAX or (limit is not None and not 0 < limit <= TOKENS_MAX):
+        return None
+    if _is_all(request, body):
+        return Ordinary(len(body), limit, choices, True)
+    rendered = plain.of_turns(request.messages)
+    return Ordinary(len(body) + growth_of(body) + (RENDERED_TIMES - 1) * rendered, limit, choices, False)
+
+
+def _is_all(request: _Request, body: bytes) -> bool:
+    """Whether `body` has no quotes but those around what `request` has of it, and its texts nothing that may grow.
+
+    What `request` does not count here (a block, a call of a tool, a `null`) only makes the body have more quotes.
+    """
+    values = astuple(request)
+    names = len(values) - values.count(None) - _RAWS
+    texts = [request.model]
+    if (more := values[_TEXTS:]) != _NO_TEXTS:
+        texts += [text for text in more if text is not None]
+    for turn in request.messages:
+        content = turn.content
+        if type(content) is not str:
+            return False
+        texts.append(turn.role)
+        texts.append(content)
+    # Of each turn also the names of its two members.
+    between_quotes = names + len(texts) + 2 * len(request.messages)
+    text = "".join(texts)
+    return body.count(b'"') == 2 * between_quotes and text.isascii() and "\\" not in text

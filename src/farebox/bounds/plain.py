@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+RENDERED_TIMES = 3
+"""JSON in a request that is written out anew for the model, tools, schemas and calls, counts so many times."""
 _RAW = msgspec.Raw()
 _Text = str | None
 _TextType = Literal["text", "input_text", "output_text", "refusal"]

@@ -109,8 +109,8 @@ class Guard:
             # Nothing says what it uses; that it is a request can be counted.
             applied = tuple(one for one in applied if one.budget.purpose == "rate")
         elif enforced:
-            call.ordinary = read_ordinary(call.target.operation, call.decoded)
-            if call.ordinary is None or not plainly_once(call.decoded):
+            ordinary = call.ordinary = read_ordinary(call.target.operation, call.decoded)
+            if ordinary is None or not (ordinary.once or plainly_once(call.decoded)):
                 check_repeated(call.outline, inputs=call.target.operation == "responses")
         call.applied, call.budgeted = applied, enforced
 

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from farebox.accounting import Attempt
-from farebox.bounds import TOKENS_MAX, kind_of_model, ordinary_input
+from farebox.bounds import TOKENS_MAX, kind_of_model
 from farebox.budgets.applying import Applied
 from farebox.budgets.floats import Key, key_of
 from farebox.config import Provider
@@ -72,7 +72,7 @@ def work_out(
     known.since, known.until, most = minute
     known.unlimited = longest if longest is not None and longest > 0 else known.assumed
     paced = any(one.budget.purpose != "budget" for one in known.applied)
-    if reason is None and not paced and provider.profile.reasoning != "additive":
+    if reason is None and 0 < known.unlimited <= TOKENS_MAX and not paced and provider.profile.reasoning != "additive":
         known.most = most
     return known
 
@@ -82,12 +82,8 @@ def plan(known: Known, call: Call, attempt: Attempt) -> Quick | None:
     request, most = call.ordinary, known.most
     if request is None or most is None:
         return None
-    operation = call.target.operation
-    limit, choices = request.limit(operation, known.unlimited), request.choices(operation)
-    if limit is None or choices is None:
-        return None
-    read = ordinary_input(call.decoded, request, known.template)
-    written = limit * choices
+    limit = known.unlimited if request.limit is None else request.limit
+    read, written = request.size + known.template, limit * request.choices
     if read + written > TOKENS_MAX:
         return None
     usd = most.usd(read, written)
@@ -96,4 +92,4 @@ def plan(known: Known, call: Call, attempt: Attempt) -> Quick | None:
     tokens = read + written
     wants = tuple([Want(one.budget.id, one.subject, usd, tokens) for one in known.applied])
     hold = Hold(known.budget_ids, usd, read, written, known.strict, call.budgeted)
-    return Quick(wants, known.key, hold, choices, known.counted)
+    return Quick(wants, known.key, hold, request.choices, known.counted)
