@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from farebox.pricing import tables
 from farebox.pricing.amounts import tidy
-from farebox.pricing.buckets import MILLION, PER
+from farebox.pricing.buckets import PER
 from farebox.pricing.entry import Price
 from farebox.pricing.modifiers import STANDARD, Need, tier_needs, way_needs
 from farebox.pricing.tables import EXACT, Table, Tariff
@@ -63,7 +63,7 @@ def ways(
 
 
 class _Line(NamedTuple):
-    """One table, as far as text is concerned: whole numbers per token, to be shifted by `places`."""
+    """One table, as far as text is concerned: whole numbers per token."""
 
     start: int
     """Counts for inputs above it; -1: for any."""
@@ -72,7 +72,8 @@ class _Line(NamedTuple):
     read: int | None
     """None: it has no rate for that."""
     written: int | None
-    places: int
+    table: Table
+    """What such a number is worth (`unit`), and how many make ten dollars."""
     request: Decimal | None
     """US dollars for the request itself."""
 
@@ -88,14 +89,19 @@ class Most:
     def usd(self, input_tokens: int, output_tokens: int) -> Decimal | None:
         """The most that so many tokens or fewer cost; None where there is no tariff or a rate is missing."""
         most: Decimal | None = None
-        for start, known, read, written, places, request in self._lines:
+        for start, known, read, written, table, request in self._lines:
             if start >= input_tokens:
                 continue
             if not known or (read is None and input_tokens) or (written is None and output_tokens):
                 return None
-            tokens = (read or 0) * input_tokens + (written or 0) * output_tokens
-            usd = EXACT.scaleb(Decimal(tokens), -places)
-            usd = tidy(usd if request is None else EXACT.add(usd, request))
+            total = (read or 0) * input_tokens + (written or 0) * output_tokens
+            usd = EXACT.multiply(table.unit, total)
+            if request is not None:
+                usd = tidy(EXACT.add(usd, request))
+            elif total < table.ten:
+                usd = EXACT.normalize(usd)  # all that `tidy` does to less than ten dollars, for a third of the time
+            else:
+                usd = tidy(usd)
             if most is None or usd > most:
                 most = usd
         return most
@@ -108,6 +114,6 @@ def _line(start: int, table: Table) -> _Line:
         bool(whole),
         max(whole[name] for name in _READ if name in whole) if "input" in whole else None,
         max(whole[name] for name in _WRITTEN if name in whole) if "output" in whole else None,
-        table.places + MILLION,
+        table,
         None if request is None else EXACT.scaleb(request, -PER["requests"]),
     )
