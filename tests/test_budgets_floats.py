@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 
 from farebox.budgets import floating, service
-from farebox.budgets.floats import Demand, Float
+from farebox.budgets.floats import Demand, Float, Part
 from farebox.budgets.link import Link
 from farebox.budgets.owner import Owner
 from farebox.budgets.service import Settings
@@ -208,7 +208,7 @@ async def test_floats_are_bounded(database: str, store: Store, tmp_path: Path, m
             assert (await process.reserve("0.01", caller)).state == "open"
         for _ in range(10):
             for caller in (ANN, BOB):
-                process.budgets.floats.draw(process.ask_of("0.01", caller)[0].wants)
+                process.budgets.floats.draw(Part.of(process.ask_of("0.01", caller)[0].wants))
         await until(lambda: not any(one.asked_for for one in process.budgets.floats._demands.values()))
         assert len(process.budgets.floats) == 1
 
@@ -344,8 +344,8 @@ async def test_a_stop_gives_all_back(database: str, store: Store, tmp_path: Path
 BUDGET = UUID(int=5)
 
 
-def _want(usd: str = "1", tokens: int = 10) -> tuple[Want, ...]:
-    return (Want(BUDGET, "", D(usd), tokens, 1),)
+def _want(usd: str = "1", tokens: int = 10) -> Part:
+    return Part.of([Want(BUDGET, "", D(usd), tokens, 1)])
 
 
 def _take(calls: int, ends_in_s: float | None = None) -> Take:
@@ -421,7 +421,7 @@ def test_a_float_is_low_below_half() -> None:
 
 def test_demand_follows_the_last_second() -> None:
     """Four calls in a second want a float, of twice what comes in a second; after a pause they don't."""
-    demand = Demand(0.0)
+    demand = Demand(_want(), 0.0)
     sizes = []
     for number in range(40):
         demand.seen(_want(), number * 0.01)

@@ -16,7 +16,7 @@ from farebox.accounting import Attempt
 from farebox.admission import Learned
 from farebox.bounds import read_ordinary
 from farebox.budgets.applying import Applied
-from farebox.budgets.floats import key_of
+from farebox.budgets.floats import Part
 from farebox.config import Metering
 from farebox.errors import FareboxError
 from farebox.kinds import Kind
@@ -118,10 +118,10 @@ def test_the_short_way_holds_what_the_general_way_does() -> None:
                     continue
                 short += 1
                 plan = planner.plan(call, attempt, by)
-                assert (quick.wants, quick.hold) == (plan.held.wants, plan.hold)
+                assert (quick.part.wants, quick.hold) == (plan.held.wants, plan.hold)
                 assert quick.choices == plan.bound.choices
                 assert not plan.extendable
-                assert quick.key == key_of((want.budget, want.subject) for want in plan.held.wants)
+                assert quick.part == Part.of(plan.held.wants)
     assert short > 150
 
 

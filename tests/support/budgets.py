@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from farebox.budgets import Applied, Budgets, Drain, Settings
+from farebox.budgets.floats import Part
 from farebox.budgets.lives import Lives
 from farebox.journal import Journal
 from farebox.ledger import Delivery, Ledger
@@ -95,7 +96,7 @@ class Replica:
     def draw(self, usd: str, **more: Any) -> tuple[Ask, FloatHold | None]:
         """One call's hold out of a float, if there is one with room."""
         ask, applied = self.ask_of(usd, **more)
-        drawn = self.budgets.draw(ask.wants, applied)
+        drawn = self.budgets.draw(Part.of(ask.wants), applied)
         return ask, drawn.hold if drawn is not None else None
 
     def begin_drawn(self, ask: Ask, drawn: FloatHold) -> None:

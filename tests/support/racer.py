@@ -20,6 +20,7 @@ from typing import Any
 from uuid import UUID
 
 from farebox.budgets import Applied, Settings
+from farebox.budgets.floats import Part
 from farebox.errors import Unavailable
 from farebox.records import Caller
 from farebox.store.budgets import Ask, Draw
@@ -55,7 +56,7 @@ class Racer:
         bound = self.random.randint(1, self.bound_max)
         caller = self.random.choice(self.callers)
         ask, applied = self.running.ask_of(str(Decimal(bound) / 100), caller)
-        drawn = budgets.draw(ask.wants, applied)
+        drawn = budgets.draw(Part.of(ask.wants), applied)
         hold = None if drawn is None else drawn.hold
         if hold is None and not await self.reserved(ask, applied, chance):
             return

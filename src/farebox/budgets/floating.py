@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from uuid import UUID, uuid4
 
 import structlog
 
-from farebox.budgets.floats import REFUSED_S, Demand, Drawn, Float, Key, key_of
+from farebox.budgets.floats import REFUSED_S, Demand, Drawn, Float, Key, Part
 from farebox.budgets.link import Link
 from farebox.budgets.owner import Owner
 from farebox.logs import exception_facts
-from farebox.records import FloatHold, Want
+from farebox.records import FloatHold
 from farebox.store.budgets import BudgetStore, Fenced, WindowState
 from farebox.store.failures import StoreUnavailable
 
@@ -93,23 +93,21 @@ class Floats:
 
     # -- what a call meets -----------------------------------------------------------------------
 
-    def draw(self, wants: Sequence[Want], key: Key | None = None) -> Drawn | None:
-        """A call's hold out of a float; None: there is none for it, or not enough in it. `key`: theirs, if known."""
+    def draw(self, part: Part) -> Drawn | None:
+        """A call's hold out of a float; None: there is none for it, or not enough in it."""
         now = self._monotonic()
-        if key is None:
-            key = key_of((want.budget, want.subject) for want in wants)
-        demand = self._demands.get(key)
+        demand = self._demands.get(part.key)
         if demand is None:
-            demand = self._demands[key] = self._first(now)
-        demand.seen(wants, now)
+            demand = self._demands[part.key] = self._first(part, now)
+        demand.seen(part, now)
         float = demand.float
         if float is None:
             drawn = None
-        elif (drawn := float.draw(wants, now)) is not None and not float.low:
+        elif (drawn := float.draw(part, now)) is not None and not float.low:
             return drawn
         if not demand.asked_for and demand.wanted(now) and (float is not None or len(self._floats) < FLOATS_MAX):
             demand.asked_for = True
-            self._asking[key] = demand
+            self._asking[part.key] = demand
             self._wake.set()
         return drawn
 
@@ -128,10 +126,10 @@ class Floats:
             self._unsent.append(hold)
             self._over.set()
 
-    def _first(self, now: float) -> Demand:
+    def _first(self, part: Part, now: float) -> Demand:
         if len(self._demands) >= DEMANDS_MAX:
             self._demands = {key: one for key, one in self._demands.items() if one.float or one.asked_for}
-        return Demand(now)
+        return Demand(part, now)
 
     # -- room for a call that was denied ---------------------------------------------------------
 
@@ -204,7 +202,7 @@ class Floats:
                     demand.asked_for = False
 
     async def _take(self, demand: Demand) -> None:
-        asked_at, wants, number = self._monotonic(), demand.wants, self._owner.number
+        asked_at, part, number = self._monotonic(), demand.latest, self._owner.number
         calls = demand.wanted(asked_at)
         if not calls or self._link.away:
             return
@@ -225,7 +223,7 @@ class Floats:
         # Until the database says otherwise it gave none, and is not asked again soon.
         demand.refused_until = asked_at + REFUSED_S
         try:
-            take = await self._store.float_take(number, float.id, wants, calls, fresh=fresh)
+            take = await self._store.float_take(number, float.id, part.wants, calls, fresh=fresh)
         except Fenced:
             self._gone(float, fresh)
             await self._owner.renew(number)
@@ -246,14 +244,14 @@ class Floats:
                 demand.refused_until = 0.0
         elif float.closed:
             # Somebody wanted it while this was under way, so what came does not stay.
-            late = float.late(take, wants)
+            late = float.late(take, part)
             if fresh:
                 self._giving[float.id] = late
             else:
                 self._unsent.append(late)
             self._over.set()
         else:
-            float.fill(take, wants, asked_at)
+            float.fill(take, part, asked_at)
             float.used_at = self._monotonic()
             demand.float, demand.refused_until = float, 0.0
 

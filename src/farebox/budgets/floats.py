@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 from decimal import Decimal
-from typing import NamedTuple
 from uuid import UUID
+
+import msgspec
 
 from farebox.records import FloatHold, Want
 from farebox.store.budgets import Take
@@ -38,7 +39,35 @@ def key_of(counters: Iterable[tuple[UUID, str]]) -> Key:
     return tuple([(budget.int, subject) for budget, subject in counters])
 
 
-class Drawn(NamedTuple):
+class Part(msgspec.Struct, frozen=True, gc=False):
+    """What a call wants, in one place for each of its counters. Made by position: each call makes one."""
+
+    counters: tuple[tuple[UUID, str], ...]
+    key: Key
+    usd: tuple[Decimal, ...]
+    tokens: tuple[int, ...]
+    requests: tuple[int, ...]
+
+    @classmethod
+    def of(cls, wants: Sequence[Want]) -> Part:
+        """The same as these say one by one."""
+        counters = tuple([(want.budget, want.subject) for want in wants])
+        return cls(
+            counters,
+            key_of(counters),
+            tuple([want.usd for want in wants]),
+            tuple([want.tokens for want in wants]),
+            tuple([want.requests for want in wants]),
+        )
+
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        """The same, one by one."""
+        each = zip(self.counters, self.usd, self.tokens, self.requests, strict=True)
+        return tuple(Want(*counter, usd, tokens, requests) for counter, usd, tokens, requests in each)
+
+
+class Drawn(msgspec.Struct, frozen=True, gc=False):
     """A call's leave out of a float. `left_usd`: of each counter with a limit in dollars, what is left beside it."""
 
     hold: FloatHold
@@ -94,7 +123,7 @@ class Float:
         """Calls that hold something of it and are not recorded yet."""
         self.closed = False
 
-    def fill(self, take: Take, wants: Sequence[Want], asked_at: float) -> None:
+    def fill(self, take: Take, part: Part, asked_at: float) -> None:
         """Put in what the database did, asked at `asked_at`: its clock was read later, so a window ends no later."""
         calls, windows = take.calls, take.windows
         ends = [window.resets_at for window in windows if window.resets_at is not None]
@@ -104,10 +133,10 @@ class Float:
             self.windows = tuple(window.window for window in windows)
             self.free_usd = [Decimal(0)] * len(windows)
             self.free_tokens, self.free_requests = [0] * len(windows), [0] * len(windows)
-        for place, want in enumerate(wants):
-            self.free_usd[place] += calls * want.usd
-            self.free_tokens[place] += calls * want.tokens
-            self.free_requests[place] += calls * want.requests
+        for place, usd in enumerate(part.usd):
+            self.free_usd[place] += calls * usd
+            self.free_tokens[place] += calls * part.tokens[place]
+            self.free_requests[place] += calls * part.requests[place]
         self.low = False
         self.low_usd = [usd / 2 for usd in self.free_usd]
         self.low_tokens = [tokens // 2 for tokens in self.free_tokens]
@@ -118,25 +147,20 @@ class Float:
             for window in windows
         ]
 
-    def draw(self, wants: Sequence[Want], now: float) -> Drawn | None:
+    def draw(self, part: Part, now: float) -> Drawn | None:
         """Take a call's hold; None where that is more than is free, or its windows are over."""
         if self.closed or now >= self.until:
             return None
+        usd, tokens, requests = part.usd, part.tokens, part.requests
         free_usd, free_tokens, free_requests = self.free_usd, self.free_tokens, self.free_requests
-        for place, want in enumerate(wants):
-            if want.usd > free_usd[place] or want.tokens > free_tokens[place] or want.requests > free_requests[place]:
+        for place, amount in enumerate(usd):
+            if amount > free_usd[place] or tokens[place] > free_tokens[place] or requests[place] > free_requests[place]:
                 return None
         left: list[Decimal | None] = []
-        usd: list[Decimal] = []
-        tokens: list[int] = []
-        requests: list[int] = []
-        for place, want in enumerate(wants):
-            usd.append(want.usd)
-            tokens.append(want.tokens)
-            requests.append(want.requests)
-            free_usd[place] = rest = free_usd[place] - want.usd
-            free_tokens[place] -= want.tokens
-            free_requests[place] -= want.requests
+        for place, amount in enumerate(usd):
+            free_usd[place] = rest = free_usd[place] - amount
+            free_tokens[place] -= tokens[place]
+            free_requests[place] -= requests[place]
             if (
                 rest < self.low_usd[place]
                 or free_tokens[place] < self.low_tokens[place]
@@ -147,17 +171,17 @@ class Float:
             left.append(None if beside is None else beside + rest)
         self.calls += 1
         self.used_at = now
-        return Drawn(FloatHold(self.id, self.windows, tuple(usd), tuple(tokens), tuple(requests)), tuple(left))
+        return Drawn(FloatHold(self.id, self.windows, usd, tokens, requests), tuple(left))
 
-    def late(self, take: Take, wants: Sequence[Want]) -> FloatHold:
+    def late(self, take: Take, part: Part) -> FloatHold:
         """What the database put in when this was closed already."""
         calls = take.calls
         return FloatHold(
             self.id,
             tuple(window.window for window in take.windows),
-            tuple(calls * want.usd for want in wants),
-            tuple(calls * want.tokens for want in wants),
-            tuple(calls * want.requests for want in wants),
+            tuple(calls * usd for usd in part.usd),
+            tuple(calls * tokens for tokens in part.tokens),
+            tuple(calls * requests for requests in part.requests),
         )
 
     def put_back(self, hold: FloatHold) -> bool:
@@ -187,25 +211,25 @@ class Float:
 class Demand:
     """How often calls with one set of counters come, and the float that serves them."""
 
-    __slots__ = ("_before", "_count", "_since", "asked_for", "float", "refused_until", "wants")
+    __slots__ = ("_before", "_count", "_since", "asked_for", "float", "latest", "refused_until")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, part: Part, now: float) -> None:
+        self.latest = part
+        """What the latest call holds."""
         self._since = now
         self._count = self._before = 0
         self.float: Float | None = None
-        self.wants: Sequence[Want] = ()
-        """What the latest call holds."""
         self.asked_for = False
         """The database is being asked for a float, or for more in it."""
         self.refused_until = 0.0
 
     def meets(self, counters: Container[tuple[UUID, str]]) -> bool:
         """Whether its calls are counted by one of these."""
-        return any((want.budget, want.subject) in counters for want in self.wants)
+        return any(counter in counters for counter in self.latest.counters)
 
-    def seen(self, wants: Sequence[Want], now: float) -> None:
+    def seen(self, part: Part, now: float) -> None:
         """A call came."""
-        self.wants = wants
+        self.latest = part
         if now - self._since >= 1.0:
             self._before = self._count if now - self._since < 2.0 else 0
             self._since, self._count = now, 0

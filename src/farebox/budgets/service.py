@@ -20,7 +20,7 @@ import structlog
 from farebox.budgets.applying import Applied
 from farebox.budgets.definitions import Book, Fields
 from farebox.budgets.floating import RECALL_S, Floats
-from farebox.budgets.floats import Drawn, Key
+from farebox.budgets.floats import Drawn, Part
 from farebox.budgets.link import Link
 from farebox.budgets.lives import Lives
 from farebox.budgets.owner import Owner
@@ -30,7 +30,7 @@ from farebox.budgets.waiting import Case, Lines, behind
 from farebox.config import Metering
 from farebox.errors import Unavailable
 from farebox.logs import exception_facts
-from farebox.records import FloatHold, Want
+from farebox.records import FloatHold
 from farebox.store.budgets import Ask, BudgetStore, Draw, Grant, Total, WindowState
 from farebox.store.failures import StoreUnavailable
 from farebox.store.owners import Owners
@@ -194,14 +194,14 @@ class Budgets:
             return grant
         return await self.lines.wait(case, blocking, wait_s, denied=grant, wakes=wakes)
 
-    def draw(self, wants: Sequence[Want], applied: Sequence[Applied], key: Key | None = None) -> Drawn | None:
-        """Hold what a call wants out of a float, at once; None: it has to `reserve`. `key`: of the wants, if known.
+    def draw(self, part: Part, applied: Sequence[Applied]) -> Drawn | None:
+        """Hold what a call wants out of a float, at once; None: it has to `reserve`.
 
         Where others wait in line for one of the budgets, nobody passes them. Ends in `recorded` or `release`.
         """
         if self.lines.waiting and self.lines.ahead(applied) is not None:
             return None
-        return self.floats.draw(wants, key)
+        return self.floats.draw(part)
 
     def recorded(self, drawn: FloatHold) -> None:
         """The row of a call that drew is written down."""

@@ -11,18 +11,18 @@ what an attempt is charged in the end `holds`'. A stream's hold grows by `pace`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, Protocol
 from uuid import UUID
 
+import msgspec
 from msgspec.structs import replace
 
 from farebox import rows
 from farebox.accounting import Attempt
 from farebox.bounds import read_ordinary
 from farebox.budgets.applying import Applied
-from farebox.budgets.floats import Drawn, Key
+from farebox.budgets.floats import Drawn, Part
 from farebox.config import Provider
 from farebox.doubts import check_repeated, plainly_once
 from farebox.errors import PathClosed, Unavailable, Unpriced
@@ -32,7 +32,7 @@ from farebox.proxy.pace import Pace, Verdict
 from farebox.proxy.planning import Plan, Planner
 from farebox.proxy.quick import Quick
 from farebox.proxy.refusing import refusal, refusing, remaining_usd
-from farebox.records import Budget, Caller, FloatHold, Want
+from farebox.records import Budget, Caller, FloatHold
 from farebox.store.budgets import Ask, Draw, Grant
 
 SETTLING_S = 0.25
@@ -49,15 +49,14 @@ class Budgets(Protocol):
     async def reserve(self, ask: Ask, *, wait_s: float, applied: Sequence[Applied]) -> Grant:
         """Raises `Unavailable`; whatever it raises, a cancellation too, nothing is held."""
 
-    def draw(self, wants: Sequence[Want], applied: Sequence[Applied], key: Key | None = None) -> Drawn | None: ...
+    def draw(self, part: Part, applied: Sequence[Applied]) -> Drawn | None: ...
 
     async def extend(self, id: UUID, usd: Decimal, tokens: int, draw: Draw | None = None) -> Grant | None: ...
 
     def release(self, id: UUID, drawn: FloatHold | None = None) -> None: ...
 
 
-@dataclass(eq=False, slots=True)
-class Ticket:
+class Ticket(msgspec.Struct, eq=False, gc=False):
     """One attempt's leave to go up. It ends in the attempt's event, or, if nothing went up, in `Guard.release`."""
 
     id: UUID
@@ -133,11 +132,10 @@ class Guard:
         if not call.applied:
             return None
         quick = self._planner.quick(call, attempt, provider)
-        if quick is not None and (drawn := self._budgets.draw(quick.wants, call.applied, quick.key)) is not None:
+        if quick is not None and (drawn := self._budgets.draw(quick.part, call.applied)) is not None:
             return self._drawn_at_once(attempt, quick, drawn)
         plan = self._planner.plan(call, attempt, provider)
-        drawn = self._budgets.draw(plan.held.wants, call.applied) if quick is None else None
-        if drawn is not None:
+        if quick is None and (drawn := self._budgets.draw(Part.of(plan.held.wants), call.applied)) is not None:
             return self._drawn(call, attempt, plan, drawn)
         budgets = {one.budget.id: one.budget for one in call.applied}
         try:

@@ -91,9 +91,10 @@ class Planner:
 
     def quick(self, call: Call, attempt: Attempt, provider: Provider) -> Quick | None:
         """What an ordinary call holds, as `plan` has it; None where it takes a closer look."""
-        if call.ordinary is None or attempt.stream or attempt.number > 1:
+        kind = attempt.kind
+        if call.ordinary is None or kind.stream or attempt.number > 1:
             return None
-        pricer, kind, at = self._pricer(), attempt.kind, attempt.started_at
+        pricer, at = self._pricer(), attempt.started_at
         known = kind.held
         if (
             not isinstance(known, Known)
@@ -104,14 +105,15 @@ class Planner:
             model = kind.model
             if model is None or call.target.deployment is not None:
                 return None
-            known = kind.held = quick.work_out(
-                Known(pricer.era, call.applied, call.snapshot.config.metering.max_output_tokens),
+            known = kind.held = Known(
+                call,
                 attempt,
                 provider,
-                self._longest_output(pricer, provider.name, model, at),
-                pricer.most((provider.name, model, attempt.service_tier, (), True), at),
+                era=pricer.era,
+                longest=self._longest_output(pricer, provider.name, model, at),
+                most=pricer.most((provider.name, model, kind.service_tier, (), True), at),
             )
-        return quick.plan(known, call, attempt)
+        return quick.plan(known, call.ordinary)
 
     def plan(self, call: Call, attempt: Attempt, provider: Provider) -> Plan:
         """By the size of the request. Raises `NoBound`, and `Unpriced` where dollars can't be held."""

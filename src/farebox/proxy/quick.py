@@ -8,28 +8,21 @@ the float has no room, None is the answer and the planner's the way.
 
 from __future__ import annotations
 
-from datetime import datetime
-from decimal import Decimal
-from typing import NamedTuple
+import msgspec
 
 from farebox.accounting import Attempt
-from farebox.bounds import TOKENS_MAX, kind_of_model
-from farebox.budgets.applying import Applied
-from farebox.budgets.floats import Key, key_of
+from farebox.bounds import TOKENS_MAX, Ordinary, kind_of_model
+from farebox.budgets.floats import Part, key_of
 from farebox.config import Provider
 from farebox.holds import Hold
-from farebox.pricing.most import Most
+from farebox.pricing.pricer import MostStanding
 from farebox.proxy.call import Call
-from farebox.records import Want
-
-_NOTHING = Decimal(0)
 
 
-class Quick(NamedTuple):
-    """What a call holds: a want for each of its budgets, and the most of them."""
+class Quick(msgspec.Struct, frozen=True, gc=False):
+    """What a call holds: its part of a float, the same for each of its budgets, and the most of them."""
 
-    wants: tuple[Want, ...]
-    key: Key
+    part: Part
     hold: Hold
     choices: int
     counted: tuple[int, ...]
@@ -40,56 +33,59 @@ class Known:
     """What calls of one kind that the same budgets count have in common, for a minute."""
 
     __slots__ = (
-        *("applied", "assumed", "binding", "budget_ids", "counted", "era", "key", "most", "since", "strict"),
+        *("applied", "budget_ids", "counted", "counters", "era", "key", "most", "requests", "since", "strict"),
         *("template", "unlimited", "until"),
     )
 
-    def __init__(self, era: object, applied: tuple[Applied, ...], assumed: int) -> None:
+    def __init__(
+        self,
+        call: Call,
+        attempt: Attempt,
+        provider: Provider,
+        *,
+        era: object,
+        longest: int | None,
+        most: MostStanding,
+    ) -> None:
+        """`era`: of the pricer whose prices these are, which itself would keep its whole book.
+
+        `longest`: tokens of the longest answer; `most`: the dearest prices, and the minute of which they are.
+        """
         self.era = era
-        """Of the pricer whose prices these are: to know itself would keep its whole book."""
-        self.applied = applied
-        self.assumed = assumed
-        self.since: datetime
-        self.until: datetime
-        self.most: Most | None = None
-        """None: its calls are not ordinary."""
-        self.template = self.unlimited = 0
-        budgets = [one.budget for one in applied]
-        self.key: Key = key_of((budget.id, one.subject) for budget, one in zip(budgets, applied, strict=True))
+        self.since, self.until, dearest = most
+        self.applied = call.applied
+        budgets = [one.budget for one in call.applied]
+        self.counters = tuple([(one.budget.id, one.subject) for one in call.applied])
+        self.key = key_of(self.counters)
+        self.requests = (1,) * len(budgets)
         self.budget_ids = tuple([str(budget.id) for budget in budgets])
         self.counted = tuple(
             [n for n, budget in enumerate(budgets) if budget.purpose == "budget" and budget.on_exceed == "reject"]
         )
         self.strict = any(budgets[n].admission == "strict" for n in self.counted)
+        assumed = call.snapshot.config.metering.max_output_tokens
+        self.unlimited = longest if longest is not None and longest > 0 else assumed
+        reason, self.template = kind_of_model(attempt.kind.model)
+        paced = any(budget.purpose != "budget" for budget in budgets)
+        odd = paced or provider.profile.reasoning == "additive" or not 0 < self.unlimited <= TOKENS_MAX
+        self.most = None if odd or reason is not None else dearest
+        """None: its calls are not ordinary."""
 
 
-def work_out(
-    known: Known, attempt: Attempt, provider: Provider, longest: int | None, minute: tuple[datetime, datetime, Most]
-) -> Known:
-    """`known`, with what it is to say. `longest`: tokens of the longest answer; `minute`: the dearest prices."""
-    kind = attempt.kind
-    reason, known.template = kind_of_model(kind.model)
-    known.since, known.until, most = minute
-    known.unlimited = longest if longest is not None and longest > 0 else known.assumed
-    paced = any(one.budget.purpose != "budget" for one in known.applied)
-    if reason is None and 0 < known.unlimited <= TOKENS_MAX and not paced and provider.profile.reasoning != "additive":
-        known.most = most
-    return known
-
-
-def plan(known: Known, call: Call, attempt: Attempt) -> Quick | None:
-    """What `attempt`, the first of `call`, holds; None where that takes a closer look."""
-    request, most = call.ordinary, known.most
-    if request is None or most is None:
+def plan(known: Known, request: Ordinary) -> Quick | None:
+    """What the first attempt of a call holds; None where that takes a closer look."""
+    if known.most is None:
         return None
     limit = known.unlimited if request.limit is None else request.limit
     read, written = request.size + known.template, limit * request.choices
-    if read + written > TOKENS_MAX:
+    tokens = read + written
+    if tokens > TOKENS_MAX:
         return None
-    usd = most.usd(read, written)
+    usd = known.most.usd(read, written)
     if usd is None:
         return None
-    tokens = read + written
-    wants = tuple([Want(one.budget.id, one.subject, usd, tokens) for one in known.applied])
-    hold = Hold(known.budget_ids, usd, read, written, known.strict, call.budgeted)
-    return Quick(wants, known.key, hold, request.choices, known.counted)
+    each = len(known.counters)
+    part = Part(known.counters, known.key, (usd,) * each, (tokens,) * each, known.requests)
+    # Its texts were looked through because a budget of them refuses: so they bind.
+    hold = Hold(known.budget_ids, usd, read, written, known.strict, bool(known.counted))
+    return Quick(part, hold, request.choices, known.counted)
