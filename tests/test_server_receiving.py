@@ -1,4 +1,4 @@
-"""Large request bodies, received right where they are kept: whole, bounded, and as if nothing were special."""
+"""Request bodies that come after their head: whole, bounded, and large ones as if nothing were special."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from farebox.errors import Refusal, Unavailable
 from farebox.server import Handler, Reply, Request, make_server, read_body, refuse, respond
 from farebox.server.receiving import STEP_BYTES
+from farebox.server.request import SMALL_BYTES
 from support.live import eventually
 
 _BOUND = 64 << 20
@@ -24,7 +25,7 @@ class Desk:
     """Answers each request with its body's size, and keeps what it read, was told, or failed with."""
 
     def __init__(self, *, stall_timeout_s: float = 5, count: Callable[[int], None] | None = None) -> None:
-        self._stall_timeout_s = stall_timeout_s
+        self.stall_timeout_s = stall_timeout_s
         self._count = count
         self.bodies: list[bytes] = []
         self.counted = 0
@@ -32,7 +33,7 @@ class Desk:
 
     async def __call__(self, request: Request) -> Reply:
         try:
-            body = await read_body(request, _BOUND, self._stall_timeout_s, count=self._told)
+            body = await read_body(request, _BOUND, self.stall_timeout_s, count=self._told)
         except Refusal as refusal:
             self.faults.append(refusal)
             return refuse(request, refusal)
@@ -92,6 +93,68 @@ async def test_a_body_comes_whole_however_it_is_cut(size: int, pause_s: float) -
         assert [await status(reader) for _ in sent] == [200] * 4
     assert desk.bodies == sent
     assert desk.counted == sum(map(len, sent))
+
+
+@pytest.mark.parametrize("size", [1, 500, SMALL_BYTES, SMALL_BYTES + 1])
+async def test_a_small_body_comes_whole_after_its_head(size: int) -> None:
+    """As SDKs send it: the head by itself. One call after the other, the body in one piece and in several."""
+    desk = Desk()
+    sent = [os.urandom(size) for _ in range(4)]
+    async with serving(desk) as (reader, writer):
+        for number, body in enumerate(sent):
+            writer.write(head(size))
+            for at in range(0, size, step := -(-size // (number + 1))):
+                await asyncio.sleep(0.01)
+                writer.write(body[at : at + step])
+            if number == 2:  # and the next one's head with its end
+                continue
+            for _ in range(1 + (number == 3)):
+                assert await status(reader) == 200
+    assert desk.bodies == sent
+    assert desk.counted == 4 * size
+
+
+async def test_a_small_body_that_stops_coming_is_given_up_in_time() -> None:
+    """Whatever the wait before it allowed: the bound is on the silence of this one."""
+    desk = Desk(stall_timeout_s=30)
+    loop = asyncio.get_running_loop()
+    async with serving(desk) as (reader, writer):
+        writer.write(head(10))
+        await asyncio.sleep(0.05)
+        writer.write(bytes(10))
+        assert await status(reader) == 200
+        desk.stall_timeout_s = 0.4
+        writer.write(head(10))
+        for _ in range(4):
+            await asyncio.sleep(0.2)
+            writer.write(b"x")
+        silent = loop.time()
+        assert await status(reader) == 400
+        assert 0.35 < loop.time() - silent < 10
+    assert desk.faults[0].message == "The request body did not arrive whole."
+
+
+@pytest.mark.parametrize("how", ["abort", "close"])
+async def test_a_client_that_leaves_ends_the_wait_for_a_small_body(how: str) -> None:
+    """At once, and its connection with it."""
+    desk = Desk()
+    async with serving(desk) as (_, writer):
+        writer.write(head(1000) + b"x" * 10)
+        await eventually(lambda: desk.counted == 1000)
+        writer.transport.abort() if how == "abort" else writer.close()
+        await eventually(lambda: bool(desk.faults))
+    assert desk.faults[0].message == "The request body did not arrive whole."
+
+
+async def test_malformed_input_behind_a_small_body_is_told_from_it() -> None:
+    """What comes with the end of the body and does not parse is answered after it."""
+    desk = Desk()
+    async with serving(desk) as (reader, writer):
+        writer.write(head(10) + b"x")
+        await asyncio.sleep(0.02)
+        writer.write(b"x" * 9 + b"nonsense\r\n\r\n")
+        assert [await status(reader), await status(reader)] == [200, 400]
+    assert desk.bodies == [b"x" * 10]
 
 
 async def test_what_is_announced_gets_no_room_before_it_comes() -> None:

@@ -17,7 +17,7 @@ from farebox.doubts import check_repeated, other_models
 from farebox.errors import Unavailable
 from farebox.heads import misplaced_key
 from farebox.identity import claims
-from farebox.outline import outline, outlining
+from farebox.outline import LONG_BYTES, outline, outlining
 from farebox.pieces import Pieces
 from farebox.proxy.call import Call
 from farebox.proxy.ownership import Ownership
@@ -108,7 +108,8 @@ class Intake:
             call.decoded = await _in_turns(codings.decoding(body, encoding, limit))
             if call.decoded is not body:
                 self._hold(call, len(call.decoded))
-        call.outline = await _in_turns(outlining(call.decoded))
+        long = len(call.decoded) >= LONG_BYTES
+        call.outline = await _in_turns(outlining(call.decoded)) if long else call.decoded
 
     def _read(self, call: Call) -> None:
         """The facts of a metered request, and whom it is for."""

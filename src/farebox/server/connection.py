@@ -46,7 +46,7 @@ class Connection(RequestHandler):
     A request is taken up the moment it is there, before the event loop turns to anything else.
     """
 
-    __slots__ = ("_turn", "answering", "on_lost", "refused", "task")
+    __slots__ = ("_body_due", "_body_timer", "_turn", "answering", "on_lost", "refused", "task")
 
     def __init__(self, manager: Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
@@ -55,6 +55,9 @@ class Connection(RequestHandler):
         """The request whose answer has begun and is not over."""
         self.refused = manager.refused
         self._turn = _Turn(self._loop)
+        self._body_due = 0.0
+        """The loop's time at which more of a body must have come; 0 while nobody waits for any."""
+        self._body_timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Serve this connection's requests, one after the other: aiohttp's loop, without its task, request and
@@ -179,11 +182,42 @@ class Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._messages:
-            if not isinstance(self._messages[-1][0], RawRequestMessage):
-                self._malformed()
-            if self._messages:
-                self._turn.wake()
+        if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
+            self._malformed()
+        if self._messages or self._body_due:
+            self._turn.wake()
+
+    async def body_came(self, content: StreamReader, stall_timeout_s: float) -> None:
+        """Wait until all of a body is here that is so small that nothing of it has to be taken meanwhile: that of an
+        SDK which sends the head by itself. No future, and a timer that serves many such waits.
+
+        Raises `TimeoutError` when nothing comes for so long, and what ends the body before its time.
+        """
+        try:
+            while not content._eof and content._exception is None:
+                self._body_due = self._loop.time() + stall_timeout_s
+                if self._body_timer is None or self._body_timer.when() > self._body_due:
+                    self._set_body_timer()
+                before = content.total_bytes
+                await self._turn
+                if content.total_bytes == before and self._loop.time() >= self._body_due:
+                    raise TimeoutError
+        finally:
+            self._body_due = 0.0
+        if content._exception is not None:
+            raise content._exception
+
+    def _set_body_timer(self) -> None:
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+        self._body_timer = self._loop.call_at(self._body_due, self._look_for_body)
+
+    def _look_for_body(self) -> None:
+        self._body_timer = None
+        if self._body_due > self._loop.time():
+            self._set_body_timer()
+        elif self._body_due:
+            self._turn.wake()
 
     def _malformed(self) -> None:
         """What came last does not parse. If it was to be part of a body, whoever reads that body is told:
@@ -210,8 +244,12 @@ class Connection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         on_lost, self.on_lost = self.on_lost, None
         super().connection_lost(exc)
+        if self._body_timer is not None:
+            self._body_timer.cancel()
         if on_lost is not None:
             on_lost()
+        if self._body_due:
+            self._turn.wake()
 
     def _failed(self, request: Request, exc: Exception) -> Reply:
         """The handler raised. Nothing of it is quoted."""

@@ -72,6 +72,10 @@ class Request:
 Handler = Callable[[Request], Awaitable["Reply"]]
 
 
+SMALL_BYTES = 32 * 1024
+"""A body announced with so many bytes, or fewer, is waited for whole: aiohttp keeps more before it stops reading."""
+
+
 def _no_count(size: int) -> None:
     pass
 
@@ -106,6 +110,11 @@ async def read_body(
         raise BodyTooLarge(f"The request body has {length} bytes; at most {limit} are taken.")
     send_continue(request)
     try:
+        if length is not None and length <= SMALL_BYTES and request.body_exists:
+            count(length)
+            await request.protocol.body_came(request.content, stall_timeout_s)
+            request.taken = True
+            return request.content.read_nowait()
         piece: bytes = request.content.read_nowait()
         if may_receive(request, piece):
             count(len(piece))
