@@ -13,7 +13,7 @@ from collections.abc import Iterable, Set
 import msgspec
 
 from farebox.errors import BadRequest
-from farebox.jsontext import decode_members, holds, top_members
+from farebox.jsontext import BACKSLASH, decode_members, holds, top_members
 from farebox.outline import outline
 from farebox.request import MEMBER_BYTES_MAX
 
@@ -40,7 +40,6 @@ _WATCHED_NAME = _naming(WATCHED_MEMBERS)
 _WATCHED_NAME_OR_INPUT = _naming(_WATCHED_OR_INPUT)
 _CAPITAL_NAME = re.compile(rb'"([a-z_]{0,24}+[A-Z][A-Za-z_]{0,24}+)"[ \t\r\n]*+:')
 _ESCAPED_LETTER = re.compile(rb"\\u(?:00[4567]|017[fF]|212[aA])")
-_BACKSLASH = ord("\\")
 _FOLDING = ("\u017f".encode(), "\u212a".encode())
 """The long s and the Kelvin sign: no ASCII, and still s and k to who ignores case."""
 
@@ -83,9 +82,8 @@ def check_repeated(body: bytes, names: Set[str] | None = None, *, inputs: bool =
 
 
 def _escaped(body: bytes) -> bool:
-    # Most bodies have no escape at all, which one search in C tells. For a byte by its number, which takes a tenth of
-    # the time: asked for a `bytes`, Python first makes an error of it that it then drops.
-    if _BACKSLASH in body and holds(body, b"\\u", b"\\") and _ESCAPED_LETTER.search(body) is not None:
+    # Most bodies have no escape at all, which one search in C tells.
+    if BACKSLASH in body and holds(body, b"\\u", b"\\") and _ESCAPED_LETTER.search(body) is not None:
         return True
     return not body.isascii() and any(letter in body for letter in _FOLDING)
 

@@ -19,6 +19,10 @@ SCAN_STEPS_MAX = 250_000
 """Members and brackets `top_members` steps over before it gives up: some 0.3 s of work. Bodies of agents
 with hundreds of tools and messages have a tenth of it."""
 
+BACKSLASH = ord("\\")
+"""To look for in bytes: by its number it is found in a tenth of the time that `b"\\\\" in body` takes, for which Python
+first makes an error that it then drops."""
+
 _RARE_BYTES = 1024
 """A byte is rare that stands at most once in so many."""
 

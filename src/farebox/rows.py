@@ -17,6 +17,7 @@ import msgspec
 from farebox import payload
 from farebox.accounting import BYTES_PER_TOKEN, Attempt, first_token_ms, provisional, spans_ms
 from farebox.dialects.plain import PlainUsage
+from farebox.jsontext import BACKSLASH
 from farebox.kinds import NAME_CHARS_MAX, Ended, Kind
 from farebox.meter import Reading
 from farebox.payload import BYTES_MAX
@@ -201,4 +202,4 @@ def _encoded(made: _Begin | Row) -> bytes | None:
         json = _encode(made)
     except UnicodeEncodeError:
         return None
-    return json if len(json) <= BYTES_MAX and b"\\" not in json else None
+    return json if len(json) <= BYTES_MAX and BACKSLASH not in json else None

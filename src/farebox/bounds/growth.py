@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from unicodedata import normalize
 
-from farebox.jsontext import holds
+from farebox.jsontext import BACKSLASH, holds
 
 _GROWING = re.compile(
     "[\xa8\xaf\xb4\xb8\xbc-\xbe\u0132-\u01f3\u02d8-\u02dd\u0344\u037a\u0384\u0385\u0587\u0675-\u0678\u0958-\u095f"
@@ -28,7 +28,6 @@ _ESCAPED = re.compile(
 """An escape takes 6 bytes (12 for two halves): only characters that grow beyond that matter."""
 
 _ESCAPE_BYTES = 6
-_BACKSLASH = ord("\\")
 
 
 def growth_of(body: bytes) -> int:
@@ -37,7 +36,7 @@ def growth_of(body: bytes) -> int:
     Nothing to look for in a body of plain ASCII without escapes. What is no UTF-8 counts as it stands.
     """
     gained = 0
-    if _BACKSLASH in body and holds(body, b"\\u", b"\\"):
+    if BACKSLASH in body and holds(body, b"\\u", b"\\"):
         for digits in _ESCAPED.findall(body):
             gained += max(0, _length(chr(int(digits, 16))) - _ESCAPE_BYTES)
     if not body.isascii():

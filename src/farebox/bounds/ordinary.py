@@ -20,6 +20,7 @@ from farebox.bounds import plain
 from farebox.bounds.growth import growth_of
 from farebox.bounds.outputs import TOKENS_MAX
 from farebox.bounds.plain import RENDERED_TIMES, Turn
+from farebox.jsontext import BACKSLASH
 from farebox.records import Operation
 
 BYTES_MAX = 64 * 1024
@@ -73,10 +74,10 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
 
 _REQUEST = msgspec.json.Decoder(_Request)
 _FIELDS = _Request.__struct_fields__
-_RAWS = 4
 _TEXTS = _FIELDS.index("system")
-"""Where its texts begin, after the last of those that are kept as they stand."""
-_NO_TEXTS = (None,) * (len(_FIELDS) - _TEXTS)
+"""Where its texts begin, but for the model."""
+_RAWS = 4
+"""Members that are kept as they stand: they are never None."""
 
 
 def read(operation: Operation, body: bytes) -> Ordinary | None:
@@ -108,18 +109,19 @@ def _is_all(request: _Request, body: bytes) -> bool:
 
     What `request` does not count here (a block, a call of a tool, a `null`) only makes the body have more quotes.
     """
-    values = astuple(request)
-    names = len(values) - values.count(None) - _RAWS
-    texts = [request.model]
-    if (more := values[_TEXTS:]) != _NO_TEXTS:
-        texts += [text for text in more if text is not None]
-    for turn in request.messages:
-        content = turn.content
-        if type(content) is not str:
+    values, turns = astuple(request), request.messages
+    names, more = len(values) - values.count(None) - _RAWS, values[_TEXTS:]
+    texts = 1 + len(more) - more.count(None)
+    for turn in turns:
+        if type(turn.content) is not str:
             return False
-        texts.append(turn.role)
-        texts.append(content)
-    # Of each turn also the names of its two members.
-    between_quotes = names + len(texts) + 2 * len(request.messages)
-    text = "".join(texts)
-    return body.count(b'"') == 2 * between_quotes and text.isascii() and "\\" not in text
+    # Of a turn the names and the texts of both members.
+    if body.count(b'"') != 2 * (names + texts + 4 * len(turns)) or not body.isascii():
+        return False
+    if BACKSLASH not in body:
+        return True
+    said = [request.model, *[text for text in more if text is not None]]
+    for turn in turns:
+        said += turn.role, turn.content
+    text = "".join(said)
+    return text.isascii() and "\\" not in text

@@ -111,6 +111,8 @@ class Budgets:
         self.lines = Lines(self._ask, waiting_max=settings.waiting_max)
         self.releases = Releases(quick.release, released=self.lines.wake)
         self.floats = Floats(quick, owner=self.owner, link=self.link, settled=drain.settled, lost=drain.lost)
+        self.recorded = self.floats.recorded
+        """To be told that the row of a call that drew is written down."""
         self._reserving = Reserving(
             quick,
             owner=self.owner,
@@ -202,10 +204,6 @@ class Budgets:
         if self.lines.waiting and self.lines.ahead(applied) is not None:
             return None
         return self.floats.draw(part)
-
-    def recorded(self, drawn: FloatHold) -> None:
-        """The row of a call that drew is written down."""
-        self.floats.recorded(drawn)
 
     async def extend(self, id: UUID, usd: Decimal, tokens: int, draw: Draw | None = None) -> Grant | None:
         """Raise the hold of a call that runs to these totals, all or nothing. None: the database is away.
