@@ -111,10 +111,13 @@ class Forwarder:
         So is what budgets hold for it. Raises `Refusal` where they have no room, or the journal has none. A failure
         that it returns is settled.
         """
-        guard, ticket = self._guard, None
+        guard = self._guard
+        call.ticket = None
         if guard is not None and (call.applied or call.snapshot.config.metering.unpriced == "refuse"):
-            ticket = await guard.admit(call, attempt, provider)
-        call.ticket = ticket
+            asked = guard.admit(call, attempt, provider)
+            if asked is not None:
+                await asked
+        ticket = call.ticket
         try:
             if call.gone:
                 raise ClientGone  # it left while its budgets were asked

@@ -10,7 +10,7 @@ what an attempt is charged in the end `holds`'. A stream's hold grows by `pace`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Literal, Protocol
 from uuid import UUID
@@ -39,6 +39,9 @@ SETTLING_S = 0.25
 """How long even a call that may not wait waits for open holds: a client that calls one after the other may meet
 another process before its last call, whose end it has seen, is settled. Where no hold is in the way the answer comes
 at once."""
+
+
+_NOTHING = Decimal(0)
 
 
 class Budgets(Protocol):
@@ -119,12 +122,12 @@ class Guard:
 
     # -- once for an attempt ---------------------------------------------------------------------
 
-    async def admit(self, call: Call, attempt: Attempt, provider: Provider) -> Ticket | None:
-        """Hold what `attempt` may cost at `provider`; sets its `hold`. None: no budget counts it.
+    def admit(self, call: Call, attempt: Attempt, provider: Provider) -> Awaitable[None] | None:
+        """Hold what `attempt` may cost at `provider`; sets its `hold` and the call's `ticket`, if a budget counts it.
 
-        Raises `BudgetExceeded`, `RateLimited`, `NoBound`, `Unpriced`, or `Unavailable` where the
-        database can't be asked. Whatever it raises, a cancellation too, nothing stays held. Waits for nothing where a
-        float has room.
+        What it returns is to be awaited, and does that; None: it is done, since no budget counts it or a float has
+        room. Raises `BudgetExceeded`, `RateLimited`, `NoBound`, `Unpriced`, or `Unavailable` where the database
+        can't be asked. Whatever it raises, a cancellation too, nothing stays held.
         """
         metering = call.snapshot.config.metering
         if metering.unpriced == "refuse" and call.target.metered and not self._planner.priced(call, provider):
@@ -133,10 +136,16 @@ class Guard:
             return None
         quick = self._planner.quick(call, attempt, provider)
         if quick is not None and (drawn := self._budgets.draw(quick.part, call.applied)) is not None:
-            return self._drawn_at_once(attempt, quick, drawn)
+            self._drawn_at_once(call, attempt, quick, drawn)
+            return None
         plan = self._planner.plan(call, attempt, provider)
         if quick is None and (drawn := self._budgets.draw(Part.of(plan.held.wants), call.applied)) is not None:
-            return self._drawn(call, attempt, plan, drawn)
+            self._drawn(call, attempt, plan, drawn)
+            return None
+        return self._reserve(call, attempt, plan)
+
+    async def _reserve(self, call: Call, attempt: Attempt, plan: Plan) -> None:
+        """`admit` where no float has room: the database is asked."""
         budgets = {one.budget.id: one.budget for one in call.applied}
         try:
             plan, grant = await self._ladder(call, attempt, plan, budgets)
@@ -144,17 +153,17 @@ class Guard:
             if call.budgeted:
                 raise
             attempt.hold = None
-            return None
+            return
         if grant.state == "denied":
             attempt.hold = None
-            status: Literal[402, 429] = 429 if metering.refusal_status == 429 else 402
+            status: Literal[402, 429] = 429 if call.snapshot.config.metering.refusal_status == 429 else 402
             wants = {want.budget: want for want in plan.held.wants}
             raise refusal(grant.windows, wants, budgets, now=self._clock.now(), status=status)
         try:
             for window in grant.windows:
                 if not window.fits:  # of a granted ask that can only be said where the budget merely warns
                     self._warned(budgets[window.budget].name)
-            return self._ticket(call, attempt, plan, remaining_usd(grant.windows, budgets))
+            call.ticket = self._ticket(call, attempt, plan, remaining_usd(grant.windows, budgets))
         except BaseException:
             self._budgets.release(attempt.id)
             raise
@@ -163,34 +172,23 @@ class Guard:
         """Give back what is held for an attempt of which provably nothing went up. Does not wait."""
         self._budgets.release(ticket.id, ticket.drawn)
 
-    def _drawn(self, call: Call, attempt: Attempt, plan: Plan, drawn: Drawn) -> Ticket:
+    def _drawn(self, call: Call, attempt: Attempt, plan: Plan, drawn: Drawn) -> None:
         """A float had room: the ordinary way of a budget that is far from its limit, without the database."""
         try:
             attempt.hold, attempt.drawn = plan.hold, drawn.hold
             plan.facts = rows.begun(attempt)
-            left = [
-                usd
-                for usd, one in zip(drawn.left_usd, call.applied, strict=True)
-                if usd is not None and one.budget.purpose == "budget" and one.budget.on_exceed == "reject"
-            ]
-            remaining = max(Decimal(0), min(left)) if left else None
-            return self._ticket(call, attempt, plan, remaining)
+            counted = [place for place, one in enumerate(call.applied) if _enforced((one,))]
+            call.ticket = self._ticket(call, attempt, plan, _least(drawn.left_usd, counted))
         except BaseException:
             self._budgets.release(attempt.id, drawn.hold)
             raise
 
-    def _drawn_at_once(self, attempt: Attempt, quick: Quick, drawn: Drawn) -> Ticket:
+    def _drawn_at_once(self, call: Call, attempt: Attempt, quick: Quick, drawn: Drawn) -> None:
         """The same for an ordinary call, which has no pace."""
         try:
             attempt.hold, attempt.drawn = quick.hold, drawn.hold
-            remaining: Decimal | None = None
-            for place in quick.counted:
-                left = drawn.left_usd[place]
-                if left is not None and (remaining is None or left < remaining):
-                    remaining = left
-            if remaining is not None and remaining < 0:
-                remaining = Decimal(0)
-            return Ticket(attempt.id, rows.begun(attempt), None, None, remaining, quick.choices, drawn.hold)
+            facts, remaining = rows.begun(attempt), _least(drawn.left_usd, quick.counted)
+            call.ticket = Ticket(attempt.id, facts, None, None, remaining, quick.choices, drawn.hold)
         except BaseException:
             self._budgets.release(attempt.id, drawn.hold)
             raise
@@ -292,3 +290,13 @@ def _enforced(applied: Sequence[Applied]) -> bool:
         if budget.purpose == "budget" and budget.on_exceed == "reject":
             return True
     return False
+
+
+def _least(left_usd: Sequence[Decimal | None], counted: Sequence[int]) -> Decimal | None:
+    """The least that is left of the counters in these places; None where none of them limits dollars."""
+    least: Decimal | None = None
+    for place in counted:
+        left = left_usd[place]
+        if left is not None and (least is None or left < least):
+            least = left
+    return _NOTHING if least is not None and least < 0 else least
