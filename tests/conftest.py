@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from farebox.store import Store
-from support.postgres import PostgresServer
+from support.postgres import PostgresServer, quick_disk
 
 # Hundreds of farebox processes start in these tests. Where the environment keeps bytecode from being written, each
 # would compile all of farebox anew: they keep theirs beside pytest's own.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parent.parent / ".pytest_cache" / "pycache")
+
+# Journals and clusters are synced as everywhere: `tmp_path` is where that is quick.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(quick_disk()))
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ from farebox.journal import (
 from farebox.journal.format import BEGIN, END, FRAME_BYTES, RECORD_BYTES_MAX, frame, parse
 from farebox.journal.outlet import HELD_BYTES_MAX
 from farebox.journal.segment import HEADER_BYTES, SEGMENT_BYTES_MIN, allocate
+from support.postgres import quick_disk
 
 SMALL = SEGMENT_BYTES_MIN
 WRITER = Path(__file__).parent / "support" / "journal_writer.py"
@@ -845,7 +846,7 @@ class JournalLife(RuleBasedStateMachine):
     @initialize(held=st.sampled_from([0, 6000, HELD_BYTES_MAX]))
     def start(self, held: int) -> None:
         self.held = held
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = Path(tempfile.mkdtemp(dir=quick_disk()))
         self.number = 0
         self.under_way: list[int] = []
         self.waiting: list[int] = []

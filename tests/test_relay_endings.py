@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from farebox.tokens import Tokens
 from support.answers import DONE, chunk, finish, frame, usage, usage_frame
+from support.clock import Leaps
 from support.live import Desk, Serving, eventually, relaying, serving
 from support.postgres import PostgresServer
 from support.provider import Received, Script, Wire, plain, stream
@@ -426,6 +427,8 @@ async def test_a_client_that_stops_sending_leaves_no_row(desk: Desk) -> None:
     async with desk.client() as client, asyncio.timeout(10):
         await client.send("POST", CHAT, [desk.auth, ("Content-Length", "100")])
         client.writer.write(b"{")
+        await asyncio.sleep(0.1)
+        await Leaps().by(1)
         assert (await client.answer()).status == 400
     assert not desk.provider.requests
     assert not await desk.rows()

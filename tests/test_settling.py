@@ -23,6 +23,7 @@ from farebox.records import Caller, UsageEvent
 from farebox.server import make_server
 from farebox.upstream import Answer, Upstream
 from support.app import config_of, settings_of
+from support.clock import Leaps
 from support.http import RawClient
 from support.provider import FakeProvider, Received, Wire, plain, stream
 from support.traffic import CHAT, document, events, request
@@ -220,8 +221,12 @@ async def test_a_stop_does_not_wait_for_counts(tmp_path: Path) -> None:
         writer.write(b"POST %b HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body))
         await begun.wait()
         await reader.readuntil(frame)
+        closing = asyncio.create_task(farebox.proxy.close(0))
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        await Leaps().by(5)
         async with asyncio.timeout(10):
-            await farebox.proxy.close(0)
+            await closing
         assert farebox.only_event().outcome == "farebox_cut"
         with pytest.raises(ConnectionResetError):
             await reader.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,10 @@ def parse(body: bytes) -> Any:
 
 def the_one_edit(before: bytes, after: bytes) -> bytes:
     """The bytes that `after` no longer has of `before`, given that one span was replaced."""
-    start = 0
-    while start < min(len(before), len(after)) and before[start] == after[start]:
-        start += 1
-    end = 0
-    while end < min(len(before), len(after)) - start and before[-1 - end] == after[-1 - end]:
-        end += 1
+    shorter = min(len(before), len(after))
+    start = bisect_left(range(shorter), True, key=lambda n: before[: n + 1] != after[: n + 1])
+    rest = range(shorter - start)
+    end = bisect_left(rest, True, key=lambda n: before[len(before) - 1 - n :] != after[len(after) - 1 - n :])
     return before[start : len(before) - end]
 
 

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from farebox.accepting import PAUSE_S_MAX, Accepting, pause_s
+from farebox.accepting import NO_ROOM_S, PAUSE_S_MAX, Accepting, pause_s
 from farebox.supervisor.patience import FIRST_S, LONGEST_S, STEADY_S, Patience
+from support.clock import Leaps
 from support.http import call
 from support.process import (
     FareboxProcess,
@@ -154,7 +155,12 @@ async def test_a_system_without_room_is_asked_again() -> None:
     with socket.create_server(("127.0.0.1", 0)) as port, capture_logs() as said:
         full = Port(fileno=os.dup(port.fileno()))
         accepting = Accepting(full, lambda: Greeter(b"hello"), backlog=64, held=lambda: 0)
-        assert await greeted(port) == b"hello"
+        waiting = asyncio.create_task(greeted(port))
+        await until(lambda: bool(said), "it is said")
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await Leaps().by(NO_ROOM_S)
+        assert await waiting == b"hello"
         accepting.close()
     assert [line["reason"] for line in said] == ["Too many open files"]
 
