@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -18,6 +19,12 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
 
 # Journals and clusters are synced as everywhere: `tmp_path` is where that is quick.
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(quick_disk()))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: no garbage collection needs to go through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -417,7 +417,7 @@ async def test_a_client_that_leaves_while_it_waits_leaves_nothing(home: Home) ->
 @pytest.mark.parametrize("leaves", [True, False])
 async def test_a_call_that_got_no_connection_is_charged_nothing(home: Home, leaves: bool) -> None:
     """The provider's only connection is taken: who leaves, or waited too long, has a row that says nothing was sent."""
-    p = {"dialect": "openai", "prices": FREE_INPUT, "connections_max": 1, "response_timeout_s": 30 if leaves else 1}
+    p = {"dialect": "openai", "prices": FREE_INPUT, "connections_max": 1, "response_timeout_s": 30 if leaves else 0.4}
     go = asyncio.Event()
 
     async def slow(_: Received, wire: Wire) -> None:

@@ -35,8 +35,11 @@ def tokens() -> Tokens:
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cli]:
-    """Commands, run in an empty folder."""
+def cli(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: Tokens
+) -> Iterator[Cli]:
+    """Commands, run in an empty folder; all of them count with one counter."""
+    monkeypatch.setattr("farebox.cli.tokens.Tokens", lambda: tokens)
     monkeypatch.chdir(tmp_path)
     yield from commands(capsys)
 

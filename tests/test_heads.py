@@ -13,7 +13,7 @@ from farebox.heads import Heads, RawHeaders, RequestHead, read_head
 TARGET = "/v1/chat/completions"
 SECRET = keys.mint_secret().encode()
 PLAIN: RawHeaders = ((b"Host", b"localhost"), (b"Content-Type", b"application/json"))
-fixed = settings(derandomize=True, database=None, deadline=None, max_examples=300)
+fixed = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 
 
 def facts(head: RequestHead) -> tuple[object, ...]:

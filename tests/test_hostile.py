@@ -374,7 +374,7 @@ async def test_slow_clients_are_not_waited_for(database: str, tmp_path: Path) ->
             tmp_path,
             {"up": {"dialect": "openai", "base_url": provider.base_url}},
             server={"keepalive_timeout_s": 0.3},
-            limits={"client_stall_timeout_s": 1},
+            limits={"client_stall_timeout_s": 0.4},
         )
         async with running(settings) as farebox, farebox.client() as slow, farebox.client() as stalled:
             stalled.writer.write(post(b"Content-Length: 100\r\n", length=False).replace(b"KEY", farebox.key.encode()))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any, Literal
 
 import anthropic
+import httpx2
 import openai
 
 Flavour = Literal["sync", "async"]
@@ -63,10 +66,18 @@ class Sdk:
             await closing
 
 
+@cache
+def trusting() -> ssl.SSLContext:
+    """What a client of an SDK would make for itself. Reading the certificates takes longer than most tests."""
+    return httpx2.create_ssl_context()
+
+
 @asynccontextmanager
 async def openai_sdk(origin: str, key: str, flavour: Flavour, **options: Any) -> AsyncIterator[Sdk]:
     """OpenAI's client, told nothing but where farebox is and a key."""
     kind = openai.OpenAI if flavour == "sync" else openai.AsyncOpenAI
+    http = openai.DefaultHttpxClient if flavour == "sync" else openai.DefaultAsyncHttpxClient
+    options.setdefault("http_client", http(verify=trusting()))
     sdk = Sdk(kind(base_url=origin + "/v1", api_key=key, **options), flavour)
     try:
         yield sdk
@@ -78,6 +89,8 @@ async def openai_sdk(origin: str, key: str, flavour: Flavour, **options: Any) ->
 async def azure_sdk(endpoint: str, key: str, flavour: Flavour, **options: Any) -> AsyncIterator[Sdk]:
     """OpenAI's client for Azure: other paths, the key in another header."""
     kind = openai.AzureOpenAI if flavour == "sync" else openai.AsyncAzureOpenAI
+    http = openai.DefaultHttpxClient if flavour == "sync" else openai.DefaultAsyncHttpxClient
+    options.setdefault("http_client", http(verify=trusting()))
     sdk = Sdk(kind(azure_endpoint=endpoint, api_key=key, **options), flavour)
     try:
         yield sdk
@@ -89,6 +102,8 @@ async def azure_sdk(endpoint: str, key: str, flavour: Flavour, **options: Any) -
 async def anthropic_sdk(origin: str, key: str, flavour: Flavour, **options: Any) -> AsyncIterator[Sdk]:
     """Anthropic's client, told nothing but where farebox is and a key."""
     kind = anthropic.Anthropic if flavour == "sync" else anthropic.AsyncAnthropic
+    http = anthropic.DefaultHttpxClient if flavour == "sync" else anthropic.DefaultAsyncHttpxClient
+    options.setdefault("http_client", http(verify=trusting()))
     sdk = Sdk(kind(base_url=origin, api_key=key, **options), flavour)
     try:
         yield sdk
