@@ -21,6 +21,7 @@ from farebox.errors import InvalidKey, Unavailable
 from farebox.keys import KeyRing
 from farebox.records import KeyRecord
 from support.app import ADMIN_TOKEN, Farebox, running, settings_of
+from support.clock import Leaps
 from support.http import RawClient, call
 from support.live import PROVIDER_KEY, Desk, Serving, eventually, relaying, serving
 from support.postgres import PostgresServer
@@ -374,7 +375,7 @@ async def test_slow_clients_are_not_waited_for(database: str, tmp_path: Path) ->
             tmp_path,
             {"up": {"dialect": "openai", "base_url": provider.base_url}},
             server={"keepalive_timeout_s": 0.3},
-            limits={"client_stall_timeout_s": 0.4},
+            limits={"client_stall_timeout_s": 1},
         )
         async with running(settings) as farebox, farebox.client() as slow, farebox.client() as stalled:
             stalled.writer.write(post(b"Content-Length: 100\r\n", length=False).replace(b"KEY", farebox.key.encode()))
@@ -383,6 +384,7 @@ async def test_slow_clients_are_not_waited_for(database: str, tmp_path: Path) ->
                 await asyncio.sleep(0)
             async with asyncio.timeout(10):
                 assert await slow.rest() == b""
+                await Leaps().by(1)
                 assert (await stalled.answer()).status == 400
         assert provider.requests == []
 
