@@ -91,7 +91,7 @@ class Usage(msgspec.Struct, kw_only=True):
     """The provider's own figure, where it reports one."""
 
 
-class FloatHold(msgspec.Struct, frozen=True):
+class FloatHold(msgspec.Struct, frozen=True, gc=False):
     """What one call holds out of a float of its process, window by window."""
 
     id: UUID

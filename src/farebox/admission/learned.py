@@ -58,7 +58,8 @@ class Learned:
         else:
             self._outputs.move_to_end(key)
         outputs.append(output_tokens)
-        self._quantiles.pop(key, None)
+        if key in self._quantiles:
+            del self._quantiles[key]
 
     def output_tokens(self, key_id: UUID | None, model: str | None) -> int | None:
         """The quantile, an output that was; None without history. `model`: as the request names it."""

@@ -42,7 +42,7 @@ class Ordinary(msgspec.Struct, frozen=True, gc=False):
     """No member can stand twice in it, however it is spelt. False: it may."""
 
 
-class _Request(msgspec.Struct, forbid_unknown_fields=True):
+class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """Any other member, or another type of one, and it is not ordinary."""
 
     model: str

@@ -18,7 +18,7 @@ _Text = str | None
 _TextType = Literal["text", "input_text", "output_text", "refusal"]
 
 
-class _Inner(msgspec.Struct, forbid_unknown_fields=True):
+class _Inner(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A block of text in the result of a tool."""
 
     type: _TextType
@@ -26,7 +26,7 @@ class _Inner(msgspec.Struct, forbid_unknown_fields=True):
     cache_control: msgspec.Raw = _RAW
 
 
-class _Part(msgspec.Struct, forbid_unknown_fields=True):
+class _Part(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A block in the content of a turn: text, thinking, a call of a tool or its result."""
 
     type: Literal[
@@ -48,7 +48,7 @@ class _Part(msgspec.Struct, forbid_unknown_fields=True):
     logprobs: msgspec.Raw = _RAW
 
 
-class Turn(msgspec.Struct, forbid_unknown_fields=True):
+class Turn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A message of a chat."""
 
     role: str
@@ -64,7 +64,7 @@ class Turn(msgspec.Struct, forbid_unknown_fields=True):
     prefix: bool | None = None
 
 
-class _Item(msgspec.Struct, forbid_unknown_fields=True):
+class _Item(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """An item of a Responses input. A reference to a stored one has no role, and none of the other types."""
 
     type: Literal[
