@@ -25,14 +25,14 @@ Key = tuple[tuple[int, str], ...]
 
 CALLS_MIN = 8
 CALLS_MAX = 8_192
-"""Calls a float is asked to hold, at least and at most; in between, what came within two seconds. Where the database
+"""Calls a float is asked to hold, at least and at most; in between, what comes within two seconds. Where the database
 is slow to fill it up it must not run dry meanwhile: a call that finds it so costs far more. How much
 of a limit it may take is bounded there."""
 BUSY = 4
 """Calls within a second that make a float worth its while: fewer cost less one by one."""
 BEGINNING_S = 0.1
-"""Calls that come are taken to come as fast for a second once they have for so long: a burst that ends before that
-leaves up to ten times its calls in the float, for as long as it is idle."""
+"""The least time that the pace of calls is taken from. A burst that is over sooner leaves up to ten times too much in
+its float, until that is idle."""
 REFUSED_S = 1.0
 """How long none is asked for where the database gave none."""
 
@@ -250,8 +250,8 @@ class Demand:
         came, past = self.in_a_second(now), now - self._since
         if came < BUSY or now < self.refused_until:
             return 0
-        # Where they only just began to come, what came of the first second is no measure of it: a float of that size
-        # is dry before the database has filled it up.
+        # While they only just begin to come, those of the first second are no measure: a float for as many is dry
+        # before the database has filled it up.
         rate = max(came, self._count / max(past, BEGINNING_S)) if past < 1.0 else came
         calls = max(CALLS_MIN, min(CALLS_MAX, int(2 * rate)))
         return calls if self.float is None else max(BUSY, calls // 2)
