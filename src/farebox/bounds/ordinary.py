@@ -73,11 +73,9 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 _REQUEST = msgspec.json.Decoder(_Request)
-_FIELDS = _Request.__struct_fields__
-_TEXTS = _FIELDS.index("system")
-"""Where its texts begin, but for the model."""
-_RAWS = 4
-"""Members that are kept as they stand: they are never None."""
+_NUMBERS = slice(_Request.__struct_fields__.index("max_tokens"), _Request.__struct_fields__.index("stream_options"))
+_TEXTS = slice(_Request.__struct_fields__.index("system"), None)
+"""Where members stand that are no text, and those that are; between them what is kept as it came."""
 
 
 def read(operation: Operation, body: bytes) -> Ordinary | None:
@@ -110,17 +108,17 @@ def _is_all(request: _Request, body: bytes) -> bool:
     What `request` does not count here (a block, a call of a tool, a `null`) only makes the body have more quotes.
     """
     values, turns = astuple(request), request.messages
-    names, more = len(values) - values.count(None) - _RAWS, values[_TEXTS:]
-    texts = 1 + len(more) - more.count(None)
+    numbers, texts = values[_NUMBERS], values[_TEXTS]
     for turn in turns:
         if type(turn.content) is not str:
             return False
-    # Of a turn the names and the texts of both members.
-    if body.count(b'"') != 2 * (names + texts + 4 * len(turns)) or not body.isascii():
+    # In quotes are names and texts: of the model both, of the turns' list the name, of a turn both of both members.
+    quoted = 3 + len(numbers) - numbers.count(None) + 2 * (len(texts) - texts.count(None)) + 4 * len(turns)
+    if body.count(b'"') != 2 * quoted or not body.isascii():
         return False
     if BACKSLASH not in body:
         return True
-    said = [request.model, *[text for text in more if text is not None]]
+    said = [request.model, *[text for text in texts if text is not None]]
     for turn in turns:
         said += turn.role, turn.content
     text = "".join(said)
