@@ -40,8 +40,8 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 async def database(postgres: PostgresServer) -> AsyncIterator[str]:
-    """The URL of a fresh, migrated database."""
-    async with postgres.database() as dsn:
+    """The URL of a fresh database, migrated and with the shipped prices."""
+    async with postgres.database(priced=True) as dsn:
         yield dsn
 
 

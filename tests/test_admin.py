@@ -410,7 +410,7 @@ async def test_the_probes_take_no_credential_and_tell_nothing(api: Api, desk: De
 
 async def test_readiness_follows_the_database(postgres: PostgresServer, tmp_path: Path) -> None:
     """While Postgres is away /readyz is 503 and says so, /healthz stays 200, calls of known keys go on."""
-    async with postgres.database() as dsn, FakeProvider(OK) as provider:
+    async with postgres.database(priced=True) as dsn, FakeProvider(OK) as provider:
         providers = {"p": {"dialect": "openai", "base_url": provider.base_url}}
         settings = settings_of(dsn, tmp_path, providers)
         settings["database"]["connect_timeout_s"] = 0.5

@@ -54,7 +54,7 @@ class Home:
 async def home(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Home]:
     folder = tmp_path_factory.mktemp("home")
     async with (
-        postgres.database() as database,
+        postgres.database(priced=True) as database,
         FakeProvider() as provider,
         running(settings(database, folder, provider)) as farebox,
     ):

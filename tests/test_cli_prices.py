@@ -22,10 +22,18 @@ from support.app import running, settings_of
 from support.cli import Cli, commands
 from support.events import event
 from support.live import eventually
+from support.postgres import PostgresServer
 from support.prices import price, publish, tier, usd
 from support.provider import FakeProvider, plain
 
 TODAY = datetime.now(UTC).date()
+
+
+@pytest.fixture
+async def database(postgres: PostgresServer) -> AsyncIterator[str]:
+    """The URL of a database without prices: what puts them there is looked at here."""
+    async with postgres.database() as dsn:
+        yield dsn
 
 
 @pytest.fixture

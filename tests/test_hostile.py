@@ -492,7 +492,7 @@ async def test_open_mode_answers_no_page_from_elsewhere(opened: Farebox, headers
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def opened(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Farebox]:
-    async with postgres.database() as dsn, FakeProvider(ANSWER) as provider:
+    async with postgres.database(priced=True) as dsn, FakeProvider(ANSWER) as provider:
         providers = {"up": {"dialect": "openai", "base_url": provider.base_url}}
         folder = tmp_path_factory.mktemp("open")
         async with running(settings_of(dsn, folder, providers, auth={"mode": "open"})) as farebox:

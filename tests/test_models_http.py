@@ -439,7 +439,7 @@ def fetched(farebox: Farebox) -> bool:
 async def house(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
     folder = tmp_path_factory.mktemp("models")
     async with (
-        postgres.database() as dsn,
+        postgres.database(priced=True) as dsn,
         FakeProvider(plain(speech.models(*GPT))) as gpt,
         FakeProvider(plain(claude(*CLAUDE))) as other,
         running(settings_of(dsn, folder, two(gpt, other), ROUTES, models={"refresh_s": 3600})) as farebox,

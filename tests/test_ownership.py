@@ -637,7 +637,7 @@ async def test_another_replica_knows_at_once(two: Two, served: Serving, postgres
 
 async def test_with_the_database_away(postgres: PostgresServer, tmp_path: Path) -> None:
     """A process knows what it saw made; of anything else it says 503, not 404; the records are written afterwards."""
-    async with postgres.database() as database, FakeProvider(Storing("a")) as fake:
+    async with postgres.database(priced=True) as database, FakeProvider(Storing("a")) as fake:
         providers = {"a": {"dialect": "openai", "base_url": fake.base_url}}
         async with running(settings_of(database, tmp_path, providers, auth={"stale_s": 60})) as farebox:
             mine = await farebox.with_key("mine", allow_shared_objects=False)
@@ -676,7 +676,7 @@ async def away(postgres: PostgresServer, database: str) -> AsyncIterator[None]:
 
 async def test_open_mode_has_no_owners(postgres: PostgresServer, tmp_path: Path) -> None:
     """Without keys there is nobody to keep apart: everything passes as it did."""
-    async with postgres.database() as database, FakeProvider(Storing("a")) as fake:
+    async with postgres.database(priced=True) as database, FakeProvider(Storing("a")) as fake:
         providers = {"a": {"dialect": "openai", "base_url": fake.base_url}}
         async with running(settings_of(database, tmp_path, providers, auth={"mode": "open"})) as farebox:
             made = told(await farebox.call("/v1/files", b"x", key=None))["id"]

@@ -32,6 +32,13 @@ SHIPPED = shipped()
 
 
 @pytest.fixture
+async def database(postgres: PostgresServer) -> AsyncIterator[str]:
+    """The URL of a database without prices: what puts them there is looked at here."""
+    async with postgres.database() as dsn:
+        yield dsn
+
+
+@pytest.fixture
 async def sql(database: str) -> AsyncIterator[Connection]:
     """A plain connection, as a person with psql has."""
     connection = await asyncpg.connect(database)

@@ -82,7 +82,7 @@ async def serving(
 ) -> AsyncIterator[Serving]:
     """A farebox over fake providers `names`; `settings(fakes)` gives the config's `providers` and `routes`."""
     async with AsyncExitStack() as stack:
-        dsn = await stack.enter_async_context(postgres.database())
+        dsn = await stack.enter_async_context(postgres.database(priced=True))
         await stop_clock(dsn)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="farebox-test-"))
         fakes = {name: await stack.enter_async_context(FakeProvider()) for name in names}

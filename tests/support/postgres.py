@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,11 +23,14 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from farebox.embedded_postgres import EmbeddedPostgres
+from farebox.pricebook import seeded
 from farebox.store import Store
+from farebox.store.prices import PriceLists
 
 VARIABLE = "FAREBOX_TEST_POSTGRES"
 _PREFIX = "farebox-test-"
 _TEMPLATE = "farebox_template"
+_PRICED = "farebox_priced"
 _WAIT_S = 120.0
 _MEMORY_MIN = 2 * 1024**3
 
@@ -74,23 +77,38 @@ class PostgresServer:
         return urlsplit(self._postgres.dsn)._replace(path="/" + database).geturl()
 
     @asynccontextmanager
-    async def database(self, *, migrated: bool = True) -> AsyncIterator[str]:
-        """A database of one's own, for as long as this lasts: its URL. What drops it is not waited for."""
+    async def database(self, *, migrated: bool = True, priced: bool = False) -> AsyncIterator[str]:
+        """A database of one's own, for as long as this lasts: its URL. What drops it is not waited for.
+
+        `priced`: the shipped prices are in it, as after the first start of a farebox: to put them there takes longer
+        than all else at a start.
+        """
+        template = _PRICED if migrated and priced else _TEMPLATE if migrated else "template0"
         if migrated and not self._templated:
-            await self._run(f"CREATE DATABASE {_TEMPLATE}")
-            store = Store(self.dsn(_TEMPLATE))
-            await store.open()
-            await store.migrate()
-            await store.close()
-            self._templated = True
+            await self._make_templates()
         name = f"test_{next(self._numbers)}"
         # Copied as files are: to write it all to the WAL, the default, takes twice as long.
-        template = _TEMPLATE if migrated else "template0"
         await self._run(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         try:
             yield self.dsn(name)
         finally:
             self._submit(self._execute(f"DROP DATABASE {name} WITH (FORCE)"))
+
+    async def _make_templates(self) -> None:
+        await self._run(f"CREATE DATABASE {_TEMPLATE}")
+        async with AsyncExitStack() as stack:
+            store = await self._opened(stack, _TEMPLATE)
+            await store.migrate()
+        await self._run(f"CREATE DATABASE {_PRICED} TEMPLATE {_TEMPLATE}")
+        async with AsyncExitStack() as stack:
+            await seeded(PriceLists(await self._opened(stack, _PRICED)))
+        self._templated = True
+
+    async def _opened(self, stack: AsyncExitStack, database: str) -> Store:
+        store = Store(self.dsn(database))
+        await store.open()
+        stack.push_async_callback(store.close)
+        return store
 
     async def _run(self, statement: str) -> None:
         await asyncio.wrap_future(self._submit(self._execute(statement)))
