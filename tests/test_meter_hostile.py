@@ -17,7 +17,7 @@ from farebox.meter.template import Template
 from farebox.records import Operation
 from support.answers import DONE, chunk, cut, finish, frame, meter, passed, read, read_json, usage, usage_frame
 
-fixed = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+fixed = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 MIB = 1024 * 1024
 OPERATIONS: tuple[Operation, ...] = (
     "chat",

@@ -195,7 +195,7 @@ _members = st.lists(_member, max_size=6)
 _operations = st.sampled_from(["chat", "completions", "responses", "messages", "embeddings"])
 
 
-@settings(fixed, max_examples=500)
+@settings(fixed, max_examples=300)
 @given(_members, _operations)
 def test_an_ordinary_body_is_read_as_any_other(members: list[tuple[str, str]], operation: Operation) -> None:
     """The quick way for members of the expected types says what the way for all bodies says, repeated ones included."""

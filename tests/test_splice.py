@@ -15,7 +15,7 @@ from farebox.jsontext import SCAN_STEPS_MAX
 from farebox.request import read_facts
 from farebox.splice import include_usage
 
-fixed = settings(derandomize=True, database=None, deadline=None, max_examples=400)
+fixed = settings(derandomize=True, database=None, deadline=None, max_examples=250)
 CORPUS = Path(__file__).parents[1] / "../shared/corpus/requests.jsonl"
 
 

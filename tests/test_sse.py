@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from farebox.sse import HEAD_BYTES, TAIL_BYTES, Frame, Splitter
 from support.answers import cut, singly
 
-fixed = settings(derandomize=True, database=None, deadline=None, max_examples=300)
+fixed = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 CASES = Path(__file__).parents[1] / "../shared/corpus/sse-format/cases.jsonl"
 MIB = 1024 * 1024
 

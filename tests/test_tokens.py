@@ -33,7 +33,7 @@ from farebox.tokens import (
     slices,
 )
 
-fixed = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+fixed = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 CORPUS = Path(__file__).parents[1] / "../shared/corpus"
 both = pytest.mark.parametrize("encoding", ["cl100k_base", "o200k_base"])
 

@@ -19,7 +19,7 @@ from support.answers import read_json
 from support.events import event
 from support.pricing import publishers, used
 
-fixed = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+fixed = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 VALUES = st.none() | st.integers(-(2**90), 2**90) | st.floats(allow_nan=False) | st.text(max_size=200)
 RAWS = st.dictionaries(st.text(max_size=100), VALUES | st.lists(VALUES, max_size=3), max_size=60)
 
