@@ -23,6 +23,8 @@ _HOLE = re.compile(
 )
 """Members whose value may change from frame to frame without meaning anything for the bill."""
 _TEXT, _FILL, _DIGITS = 1, 2, 3
+_QUOTE = ord('"')
+"""A byte is looked for by its number: asked for a `bytes`, Python first makes an error that it then drops."""
 END = b"\n\n"
 """What ends a raw frame: with it frames can follow each other."""
 
@@ -77,7 +79,7 @@ class Template:
         lead = self._lead
         if self._single and len(chunk) >= self._single and chunk.startswith(lead) and chunk.endswith(self._tail):
             text = chunk[len(lead) : -len(self._tail)]
-            if b'"' not in text:
+            if _QUOTE not in text:
                 return text
         position, length = 0, len(chunk)
         found: list[bytes] = []
