@@ -11,7 +11,7 @@ from farebox.records import Caller
 from farebox.store import Store
 from farebox.store.budgets import BudgetStore
 from support.app import config_of, running, settings_of
-from support.budgets import WAIT_S, until
+from support.budgets import WAIT_S, leave_idle, until
 from support.money import Books, answered, budgeted, chat, settings, usd
 from support.postgres import PostgresServer
 from support.provider import FakeProvider, Received, Wire, plain
@@ -79,6 +79,7 @@ async def test_postgres_away_stops_budgeted_keys_alone(postgres: PostgresServer,
         rows = await budgeted_key.rows(3)
         assert len(rows) == 3
         await farebox.app.budgets.releases.flush(WAIT_S)
+        leave_idle(farebox.app.budgets)
         await until(lambda: not len(farebox.app.budgets.floats))
         [window] = await Books(database).fetch("SELECT * FROM farebox.budget_window")
         assert (window["reserved_usd"], window["open"]) == (0, 0)
@@ -106,6 +107,7 @@ async def test_a_busy_key_is_served_without_asking(database: str, tmp_path: Path
         assert len(asked) < 6 and 0 < min(left) < 1
         rows = await key.rows(made + 6)
         assert len(rows) == made + 6
+        leave_idle(budgets)
         await until(lambda: not len(budgets.floats))
         window = await Books(database).window(key)
         assert (window["reserved_usd"], window["open"], window["requests"]) == (0, 0, made + 6)

@@ -23,7 +23,7 @@ from farebox.records import Want
 from farebox.store import Store
 from farebox.store.budgets import BudgetStore, Draw, Take, WindowState
 from farebox.store.failures import StoreUnavailable
-from support.budgets import ANN, BOB, WAIT_S, Replica, put, replica, until
+from support.budgets import ANN, BOB, WAIT_S, Replica, leave_idle, put, replica, until
 from support.reserves import NOON
 
 D = Decimal
@@ -31,9 +31,7 @@ D = Decimal
 
 async def idle(process: Replica) -> None:
     """Wait until it has no float any more, as none was used for a long time."""
-    floats = process.budgets.floats
-    now = floats._monotonic
-    floats._monotonic = lambda: now() + floating.IDLE_S
+    leave_idle(process.budgets)
     await until(lambda: not len(process.budgets.floats))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from structlog.testing import capture_logs
 from farebox import tokens
 from farebox.demo import MODEL, DemoProvider
 from support.app import Farebox, running, settings_of
+from support.clock import Leaps
 from support.http import RawClient
 from support.sdks import FLAVOURS, Flavour, anthropic_sdk, openai_sdk
 
@@ -38,7 +40,10 @@ async def demo(pace_s: float) -> AsyncIterator[str]:
     try:
         yield url
     finally:
-        await provider.close()
+        closing = asyncio.create_task(provider.close())
+        await asyncio.sleep(0.01)
+        await Leaps().by(2)  # it has a second for what is under way
+        await closing
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from farebox.budgets import Applied, Budgets, Drain, Settings
+from farebox.budgets.floating import IDLE_S
 from farebox.budgets.floats import Part
 from farebox.budgets.lives import Lives
 from farebox.journal import Journal
@@ -28,6 +29,13 @@ WAIT_S = 30.0
 PROMPT = Settings(poll_s=0.05)
 ANN = Caller(kind="virtual", key_id=UUID(int=1), key_name="ann", team="research")
 BOB = Caller(kind="virtual", key_id=UUID(int=2), key_name="bob", team="research")
+
+
+def leave_idle(budgets: Budgets) -> None:
+    """Let its floats look unused for as long as they may be."""
+    floats = budgets.floats
+    now = floats._monotonic
+    floats._monotonic = lambda: now() + IDLE_S
 
 
 class Replica:
