@@ -7,12 +7,12 @@ import gc
 import os
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
 from farebox.errors import Refusal, Unavailable
-from farebox.server import Handler, Reply, Request, make_server, read_body, refuse, respond
+from farebox.server import Handler, Reply, Request, Server, make_server, read_body, refuse, respond
 from farebox.server.receiving import STEP_BYTES
 from farebox.server.request import SMALL_BYTES
 from support.live import eventually
@@ -47,20 +47,33 @@ class Desk:
 
 
 @asynccontextmanager
+async def listening(desk: Handler, *, lingering_s: float = 0.5) -> AsyncIterator[tuple[Server, int]]:
+    """Somebody who answers at `desk`, and the port."""
+    server = make_server(desk, keepalive_timeout_s=5, header_bytes_max=4096, headers_max=64, lingering_s=lingering_s)
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    try:
+        async with asyncio.timeout(30):
+            yield server, listener.sockets[0].getsockname()[1]
+    finally:
+        listener.close()
+        await server.shutdown(0.1)
+
+
+@asynccontextmanager
+async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A client's connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+@asynccontextmanager
 async def serving(desk: Handler) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A client's connection to who answers at `desk`."""
-    server = make_server(desk, keepalive_timeout_s=5, header_bytes_max=4096, headers_max=64, lingering_s=0.5)
-    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
-    try:
-        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname()[:2])
-        try:
-            async with asyncio.timeout(30):
-                yield reader, writer
-        finally:
-            writer.transport.abort()
-    finally:
-        listening.close()
-        await server.shutdown(0.1)
+    async with listening(desk) as (_, port), connected(port) as client:
+        yield client
 
 
 def head(size: int) -> bytes:
@@ -241,3 +254,117 @@ async def test_malformed_input_behind_a_large_body_is_told_from_it() -> None:
         assert [await status(reader), await status(reader)] == [200, 400]
         assert await reader.read() == b""
     assert desk.bodies == [b"x" * _MEGABYTE]
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+BAD_ENDS = {
+    "stalls": head(3 * _MEGABYTE) + bytes(2 * _MEGABYTE),
+    "finds no room": head(9 * _MEGABYTE) + bytes(5 * _MEGABYTE),
+    "leaves": head(3 * _MEGABYTE) + bytes(2 * _MEGABYTE),
+    "is malformed": CHUNKED + b"%x\r\n%b\r\nZZ\r\n" % (2 * _MEGABYTE, bytes(2 * _MEGABYTE)),
+    "stalls while it is small": head(1000) + b"x",
+}
+
+
+@pytest.mark.parametrize("how", BAD_ENDS)
+async def test_a_body_that_ends_badly_is_given_up_at_once(how: str) -> None:
+    """Its room does not wait for the garbage collector, and no more does its connection."""
+
+    def bounded(counted: int) -> None:
+        if counted > 4 * _MEGABYTE:
+            raise Unavailable("No room.")
+
+    def alive() -> list[str]:
+        kinds = ("Connection", "Request", "_Rest", "BytesIO")
+        return [type(one).__name__ for one in gc.get_objects() if type(one).__name__ in kinds]
+
+    desk = Desk(stall_timeout_s=0.2, count=bounded)
+    async with listening(desk) as (_, port):
+        gc.collect()
+        gc.disable()
+        try:
+            before = alive()
+            async with connected(port) as (reader, writer):
+                writer.write(BAD_ENDS[how])
+                if how == "leaves":
+                    await eventually(lambda: desk.counted > _MEGABYTE)
+                    writer.transport.abort()
+                else:
+                    with suppress(ConnectionError):
+                        await reader.read()
+            await eventually(lambda: bool(desk.faults))
+            desk.faults.clear()
+            await eventually(lambda: alive() == before)
+        finally:
+            gc.enable()
+
+
+async def test_nothing_is_read_out_of_step_behind_an_offer_to_upgrade() -> None:
+    """aiohttp's parser loses what comes in one piece with it: the connection ends, and what is a body is no request."""
+    desk = Desk()
+    first = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\none"
+    hidden = head(5) + b"three"
+    async with serving(desk) as (reader, writer):
+        writer.write(first + head(len(hidden)))
+        await asyncio.sleep(0.05)
+        with suppress(ConnectionError):
+            writer.write(hidden)
+            said = await reader.read()
+    assert said.count(b"HTTP/1.1 200") == 1
+    assert b"\r\nConnection: close\r\n" in said
+    assert desk.bodies == [b"one"]
+
+
+@pytest.mark.parametrize("size", [10, 60_000, 200_000])
+async def test_a_body_goes_on_coming_when_a_stop_has_begun(size: int) -> None:
+    """The stop waits for the call, so it takes in what the call is made of; nothing after that."""
+    desk = Desk(stall_timeout_s=10)
+    body = os.urandom(size)
+    async with listening(desk) as (server, port), connected(port) as (reader, writer):
+        writer.write(head(size) + body[:3])
+        await asyncio.sleep(0.05)
+        server.pre_shutdown()
+        writer.write(body[3:] + head(1) + b"x")
+        assert await status(reader) == 200
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+    assert desk.bodies == [body]
+
+
+@pytest.mark.parametrize("size", [10, 100_000, 300_000, 2 * _MEGABYTE])
+async def test_a_chunked_body_that_stops_making_sense_is_not_whole(size: int) -> None:
+    """However much of it came before, and whoever was reading: not so much as the rest of it is taken for its end."""
+    desk = Desk()
+    async with serving(desk) as (reader, writer):
+        writer.write(CHUNKED + b"%x\r\n%b\r\n" % (size, bytes(size)))
+        await asyncio.sleep(0.02)
+        writer.write(b"5\r\nhello\r\nZZ\r\n")
+        assert await status(reader) == 400
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+    assert not desk.bodies
+
+
+async def test_a_stop_does_not_wait_twice_for_a_body() -> None:
+    """Once the time to finish is over, who waits for a small body is told at once."""
+    desk = Desk(stall_timeout_s=30)
+    async with listening(desk) as (server, port), connected(port) as (_, writer):
+        writer.write(head(10) + b"x")
+        await eventually(lambda: desk.counted > 0)
+        began = asyncio.get_running_loop().time()
+        await server.shutdown(1.0)
+        assert asyncio.get_running_loop().time() - began < 1.9
+
+
+async def test_a_client_that_leaves_is_not_lingered_for() -> None:
+    """It was answered before its body came; its place is free when it goes, not when the wait for the body is over."""
+
+    async def handler(request: Request) -> Reply:
+        return refuse(request, Unavailable("Not now."))
+
+    async with listening(handler, lingering_s=20) as (server, port):
+        async with connected(port) as (reader, writer):
+            writer.write(head(100))
+            assert await status(reader) == 503
+            assert len(server.connections) == 1
+        await eventually(lambda: not server.connections, timeout_s=5)

@@ -89,7 +89,7 @@ class Connection(RequestHandler):
                     reply = self._malformed_reply(request, message)
                 self._keepalive = reply.keep_alive
                 if not (request.taken or payload.is_eof()):
-                    await self._linger(payload)
+                    await self._linger(request)
                     payload.set_exception(_OVER)
                 elif in_pieces:
                     self._all_came()
@@ -144,14 +144,21 @@ class Connection(RequestHandler):
             if not self._reading_paused:
                 self.data_received(b"")
 
-    async def _linger(self, payload: StreamReader) -> None:
+    async def _linger(self, request: Request) -> None:
         """Read on for a while what nobody wants: closing on a client that still sends could lose it its answer."""
         await asyncio.sleep(0)  # who sent it on to a provider was told to stop, and lets go of it now
-        if not self._force_close and self._lingering_time:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._lingering_time):
-                    while not payload.is_eof():
-                        await payload.readany()
+        current: Any = request
+        payload = request.content
+        self._current_request = current  # whoever tells it of the client's end ends the reading
+        try:
+            if not self._force_close and self._lingering_time:
+                # What ends the body before its time ends this as well.
+                with suppress(TimeoutError, ConnectionError, web.RequestPayloadError):
+                    async with asyncio.timeout(self._lingering_time):
+                        while not payload.is_eof():
+                            await payload.readany()
+        finally:
+            self._current_request = None
         if not payload.is_eof() and not self._force_close:
             self.close()
 
@@ -181,7 +188,13 @@ class Connection(RequestHandler):
         )
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if self._close and self._current_request is not None and not self._current_request.content.is_eof():
+            # It takes no further request, but what the last one is made of: aiohttp would drop it.
+            self._close = False
+            super().data_received(data)
+            self._close = True
+        else:
+            super().data_received(data)
         if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
             self._malformed()
         if self._messages or self._body_due:
@@ -193,19 +206,25 @@ class Connection(RequestHandler):
 
         Raises `TimeoutError` when nothing comes for so long, and what ends the body before its time.
         """
+        came = -1
         try:
             while not content._eof and content._exception is None:
-                self._body_due = self._loop.time() + stall_timeout_s
-                if self._body_timer is None or self._body_timer.when() > self._body_due:
-                    self._set_body_timer()
-                before = content.total_bytes
-                await self._turn
-                if content.total_bytes == before and self._loop.time() >= self._body_due:
+                if content.total_bytes > came:
+                    came, self._body_due = content.total_bytes, self._loop.time() + stall_timeout_s
+                    if self._body_timer is None or self._body_timer.when() > self._body_due:
+                        self._set_body_timer()
+                elif self._loop.time() >= self._body_due:
                     raise TimeoutError
+                await self._turn
         finally:
             self._body_due = 0.0
         if content._exception is not None:
             raise content._exception
+
+    def body_ended(self) -> None:
+        """Its content was told that it breaks off: who waits for it goes on, unless that is cancelled first."""
+        if self._body_due:
+            self._loop.call_soon(self._turn.wake)
 
     def _set_body_timer(self) -> None:
         if self._body_timer is not None:
@@ -222,6 +241,8 @@ class Connection(RequestHandler):
     def _malformed(self) -> None:
         """What came last does not parse. If it was to be part of a body, whoever reads that body is told:
         aiohttp would let them wait for the rest."""
+        error: Any = self._messages[-1][0]
+        error.exc.with_traceback(None)  # which has a frame that keeps the error, and with it all of this connection
         if len(self._messages) > 1:
             content = self._messages[-2][1]
         elif self._current_request is not None:
@@ -248,8 +269,6 @@ class Connection(RequestHandler):
             self._body_timer.cancel()
         if on_lost is not None:
             on_lost()
-        if self._body_due:
-            self._turn.wake()
 
     def _failed(self, request: Request, exc: Exception) -> Reply:
         """The handler raised. Nothing of it is quoted."""

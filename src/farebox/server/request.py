@@ -43,6 +43,8 @@ class Request:
         # After a chunked body the parser would take its trailer fields for headers of the next request.
         self.keep_alive = not message.should_close and "Transfer-Encoding" not in message.headers
         """Whether another may follow on this connection."""
+        if message.upgrade and not _is_told_what_follows(message):
+            self.keep_alive = False
         self.taken = False
         """All of the body was there and was read."""
 
@@ -64,9 +66,16 @@ class Request:
 
     def _cancel(self, exc: BaseException) -> None:
         self.content.set_exception(exc)
+        self.protocol.body_ended()
 
     def _finish(self) -> None:
         pass
+
+
+def _is_told_what_follows(message: RawRequestMessage) -> bool:
+    """Whether aiohttp's parser hands on what comes in one piece with an offer to upgrade. Of offers that it does not
+    know it drops that: what came later would be read out of step."""
+    return message.method == "CONNECT" or message.headers.get("Upgrade", "").lower() == "websocket"
 
 
 Handler = Callable[[Request], Awaitable["Reply"]]
@@ -129,7 +138,8 @@ async def read_body(
             kept.write(piece)
             piece = b""
     except _BROKEN_OFF as exc:
-        raise BadRequest(BROKEN_OFF) from exc
+        # The stream keeps it, and with its traceback it would keep these frames and what they kept of the body.
+        raise BadRequest(BROKEN_OFF) from exc.with_traceback(None)
     return kept.getvalue()
 
 
@@ -163,7 +173,8 @@ _BROKEN_OFF = (TimeoutError, ConnectionError, web.RequestPayloadError)
 
 async def _next_piece(request: Request, stall_timeout_s: float) -> bytes:
     content = request.content
-    if content.at_eof():
+    # What broke off is at its end as well, but not whole.
+    if content.at_eof() and content.exception() is None:
         return b""
     async with asyncio.timeout(stall_timeout_s):
         return await content.readany()
