@@ -123,11 +123,12 @@ class Alerts:
 
     async def deliver(self) -> bool:
         """Post what is due, a few at a time; whether there may be more. Raises StoreUnavailable."""
-        hook = self._hook
+        if self._hook is None:
+            return False
+        alerts = await self._store.take(rows_max=POSTS_MAX, lease_s=self._hook.timeout_s + _MARGIN_S)
+        hook = self._hook  # a reload may have changed it meanwhile
         if hook is None:
             return False
-        lease_s = hook.timeout_s + _MARGIN_S
-        alerts = await self._store.take(rows_max=POSTS_MAX, lease_s=lease_s)
         outcomes = await asyncio.gather(*(self._post(hook, alert) for alert in alerts), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
