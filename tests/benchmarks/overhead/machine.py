@@ -119,9 +119,9 @@ def cpu_s(pid: int) -> float:
 
 
 def machine_busy_s() -> float:
-    """Time of all cores spent on anything at all, that stolen by a hypervisor included."""
+    """Time of all cores that processes or a hypervisor took; not that of interrupts, which is no process' own."""
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    return (sum(fields) - fields[3] - fields[4]) / _TICKS
+    return sum(fields[:3] + fields[7:]) / _TICKS
 
 
 def memory_mb(pid: int, field: str = "VmRSS") -> float:
